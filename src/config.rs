@@ -1,0 +1,1 @@
+//! TOML fragments to settings.

@@ -1,0 +1,1 @@
+//! Bytes to instances, associations, and our own objects: the only user of the dicom crates.

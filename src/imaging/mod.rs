@@ -1,0 +1,1 @@
+//! Pure image algorithms on array views; they know voxels, spacing and affines, and no files.

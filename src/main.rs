@@ -1,0 +1,27 @@
+//! scanside: what the box can do, as a list.
+
+mod cli;
+
+use clap::{Parser, Subcommand};
+
+/// Findings from medical images, beside the scanner: service and toolbox. No medical device.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {}
+
+fn main() -> std::process::ExitCode {
+    let log = env_logger::Env::default().default_filter_or("warn");
+    env_logger::Builder::from_env(log).format_target(false).init();
+    let arguments = Arguments::parse();
+    let result: Result<(), cli::Failure> = match arguments.command {};
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

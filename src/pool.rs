@@ -1,0 +1,222 @@
+//! A fixed number of named threads, and one way to share work among them. Knows no medicine.
+//!
+//! All heavy work of a process runs on one [`Pool`]; nothing else starts threads for computing. Results never depend
+//! on the number of threads: tasks are numbered, write to places of their own, and are combined in their order.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Sender, bounded};
+
+/// A panic inside a task: ours to mend, and caught here so that one study suffers and the others go on.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("internal fault: {0}")]
+pub struct Fault(pub String);
+
+impl Fault {
+    /// The message of a caught panic.
+    pub fn from_panic(payload: Box<dyn Any + Send>) -> Self {
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(|s| (*s).to_owned())
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "a panic without a message".into());
+        Self(text)
+    }
+}
+
+/// Tickets that may wait for a free thread. A ticket is an invitation to help, not work of its own, so a full queue
+/// costs nothing but parallelism; without a bound a slow pool would collect invitations for ever.
+const TICKETS_MAX: usize = 64;
+
+/// More threads than this are a mistake in a configuration, not a board.
+pub const THREADS_MAX: usize = 256;
+
+/// A fixed set of worker threads.
+///
+/// The thread that calls [`Pool::for_each`] works as well, so `Pool::new(1)` starts no thread at all, and a task may
+/// itself call `for_each`: it can always finish on its own thread.
+pub struct Pool {
+    tickets: Option<Sender<Arc<Shared>>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool that computes on `threads` threads (the caller's included), at least 1 and at most [`THREADS_MAX`].
+    pub fn new(threads: usize) -> Self {
+        let extra = threads.clamp(1, THREADS_MAX) - 1;
+        let (tickets, queue) = bounded::<Arc<Shared>>(TICKETS_MAX);
+        let workers = (0..extra)
+            .map(|n| {
+                let queue = queue.clone();
+                std::thread::Builder::new()
+                    .name(format!("scanside-work-{}", n + 1))
+                    .spawn(move || queue.iter().for_each(|shared| shared.help()))
+                    .expect("the system has room for a few threads")
+            })
+            .collect();
+        Self { tickets: Some(tickets), workers }
+    }
+
+    /// Threads that compute, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `task(0)`, `task(1)`, … `task(tasks - 1)`, each once, on all threads, and returns when all are done.
+    ///
+    /// # Errors
+    /// The first task (by number) that panicked. The others still run: they may own parts of the output.
+    pub fn for_each(&self, tasks: usize, task: impl Fn(usize) + Sync) -> Result<(), Fault> {
+        if tasks == 0 {
+            return Ok(());
+        }
+        let task: &(dyn Fn(usize) + Sync) = &task;
+        // SAFETY: only the lifetime changes. `Shared` calls the task between `enter` and `leave` alone, `enter` fails
+        // once `close` has been called, and this function does not return before `close` has seen the last `leave`.
+        // So no call outlives the borrow. std's scoped threads would start threads for each call instead.
+        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
+        let shared = Arc::new(Shared {
+            task,
+            tasks,
+            next: AtomicUsize::new(0),
+            state: Mutex::new(State { open: true, inside: 0, fault: None }),
+            left: Condvar::new(),
+        });
+        for _ in 0..self.workers.len().min(tasks - 1) {
+            let tickets = self.tickets.as_ref().expect("the queue lives as long as the pool");
+            if tickets.try_send(Arc::clone(&shared)).is_err() {
+                break;
+            }
+        }
+        shared.help();
+        shared.close()
+    }
+
+    /// As [`Pool::for_each`], collecting what the tasks return, in their order.
+    ///
+    /// # Errors
+    /// As [`Pool::for_each`].
+    pub fn map<T: Send>(&self, tasks: usize, task: impl Fn(usize) -> T + Sync) -> Result<Vec<T>, Fault> {
+        let slots: Vec<Mutex<Option<T>>> = (0..tasks).map(|_| Mutex::new(None)).collect();
+        self.for_each(tasks, |n| {
+            let value = task(n);
+            *slots[n].lock().expect("each slot is locked once") = Some(value);
+        })?;
+        Ok(slots.into_iter().filter_map(|slot| slot.into_inner().ok().flatten()).collect())
+    }
+
+    /// Runs `task(n, chunk)` over consecutive chunks of `data`, `chunk_len` long (the last may be shorter).
+    ///
+    /// # Errors
+    /// As [`Pool::for_each`].
+    pub fn for_each_chunk<T: Send>(
+        &self,
+        data: &mut [T],
+        chunk_len: usize,
+        task: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Result<(), Fault> {
+        let chunks: Vec<Mutex<&mut [T]>> = data.chunks_mut(chunk_len.max(1)).map(Mutex::new).collect();
+        self.for_each(chunks.len(), |n| task(n, &mut chunks[n].lock().expect("each chunk is locked once")))
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.tickets = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// One `for_each` in flight.
+struct Shared {
+    task: &'static (dyn Fn(usize) + Sync),
+    tasks: usize,
+    next: AtomicUsize,
+    state: Mutex<State>,
+    left: Condvar,
+}
+
+struct State {
+    open: bool,
+    inside: usize,
+    fault: Option<(usize, Fault)>,
+}
+
+impl Shared {
+    fn help(&self) {
+        if !self.enter() {
+            return;
+        }
+        loop {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            if n >= self.tasks {
+                break;
+            }
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (self.task)(n))) {
+                let mut state = self.state.lock().expect("no code panics under this lock");
+                if state.fault.as_ref().is_none_or(|(first, _)| n < *first) {
+                    state.fault = Some((n, Fault::from_panic(payload)));
+                }
+            }
+        }
+        let mut state = self.state.lock().expect("no code panics under this lock");
+        state.inside -= 1;
+        self.left.notify_all();
+    }
+
+    fn enter(&self) -> bool {
+        let mut state = self.state.lock().expect("no code panics under this lock");
+        state.inside += usize::from(state.open);
+        state.open
+    }
+
+    fn close(&self) -> Result<(), Fault> {
+        let mut state = self.state.lock().expect("no code panics under this lock");
+        state.open = false;
+        while state.inside > 0 {
+            state = self.left.wait(state).expect("no code panics under this lock");
+        }
+        state.fault.take().map_or(Ok(()), |(_, fault)| Err(fault))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn every_task_runs_once_whatever_the_number_of_threads() {
+        for threads in [1, 2, 8] {
+            let pool = Pool::new(threads);
+            let sum = AtomicU64::new(0);
+            pool.for_each(1000, |n| {
+                sum.fetch_add(n as u64, Ordering::Relaxed);
+            })
+            .unwrap();
+            assert_eq!(sum.into_inner(), 999 * 1000 / 2);
+            assert_eq!(pool.map(5, |n| n * n).unwrap(), [0, 1, 4, 9, 16]);
+        }
+    }
+
+    #[test]
+    fn a_panic_is_a_fault_and_the_pool_lives_on() {
+        let pool = Pool::new(3);
+        let fault = pool.for_each(20, |n| assert!(n != 7 && n != 12, "task {n} is broken")).unwrap_err();
+        assert_eq!(fault.0, "task 7 is broken");
+        assert_eq!(pool.map(3, |n| n).unwrap(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_task_may_share_its_own_work() {
+        let pool = Pool::new(2);
+        let sums = pool.map(4, |a| pool.map(10, |b| a * b).unwrap().iter().sum::<usize>()).unwrap();
+        assert_eq!(sums, [0, 45, 90, 135]);
+    }
+}

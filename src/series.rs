@@ -1,0 +1,1 @@
+//! Instances to a volume or a rejection, slice by slice, by geometry.

@@ -1,0 +1,1 @@
+//! The only wiring: doors, assembler, exams, journal and links on their threads.

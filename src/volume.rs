@@ -1,0 +1,446 @@
+//! Voxels on disk, mapped into memory: written once slice by slice, read by many. The only user of memmap2.
+//!
+//! A [`VolumeWriter`] owns the spool file and writes with `pwrite`; [`Volume`]s read it through a read-only map. A slice
+//! handed out is never written again (a second write to it is refused), so a reader sees no change under its feet.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use memmap2::Mmap;
+use ndarray::{Array3, ArrayView2, ArrayView3};
+
+use crate::geometry::{Affine, Grid, Spacing};
+
+/// What one voxel is on disk and in memory, little endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VoxelType {
+    /// 8-bit unsigned.
+    U8,
+    /// 8-bit signed.
+    I8,
+    /// 16-bit unsigned.
+    U16,
+    /// 16-bit signed.
+    I16,
+    /// 32-bit unsigned.
+    U32,
+    /// 32-bit signed.
+    I32,
+    /// 32-bit float.
+    F32,
+    /// 64-bit float.
+    F64,
+}
+
+impl VoxelType {
+    /// Bytes of one voxel.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::F64 => 8,
+        }
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A number a voxel can be. Any bit pattern is a value, so bytes of a file may be read as voxels.
+pub trait Voxel: sealed::Sealed + Copy + Default + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
+    /// Its type tag.
+    const TYPE: VoxelType;
+    /// As a real number (32-bit integers round to 24 bits).
+    fn to_f32(self) -> f32;
+    /// As a real number.
+    fn to_f64(self) -> f64;
+    /// The nearest value of this type; NaN becomes zero in the integer types.
+    fn from_f64(value: f64) -> Self;
+}
+
+macro_rules! voxel {
+    ($($t:ty, $tag:ident, $round:expr;)*) => {$(
+        impl sealed::Sealed for $t {}
+        impl Voxel for $t {
+            const TYPE: VoxelType = VoxelType::$tag;
+            fn to_f32(self) -> f32 { self as f32 }
+            fn to_f64(self) -> f64 { self as f64 }
+            fn from_f64(value: f64) -> Self { let round: fn(f64) -> f64 = $round; round(value) as $t }
+        }
+    )*};
+}
+voxel! {
+    u8, U8, f64::round; i8, I8, f64::round; u16, U16, f64::round; i16, I16, f64::round;
+    u32, U32, f64::round; i32, I32, f64::round; f32, F32, |v| v; f64, F64, |v| v;
+}
+
+/// Runs `$body` with `$t` bound to the Rust type of a [`VoxelType`].
+#[macro_export]
+macro_rules! with_voxel_type {
+    ($tag:expr, $t:ident => $body:expr) => {
+        match $tag {
+            $crate::volume::VoxelType::U8 => { type $t = u8; $body }
+            $crate::volume::VoxelType::I8 => { type $t = i8; $body }
+            $crate::volume::VoxelType::U16 => { type $t = u16; $body }
+            $crate::volume::VoxelType::I16 => { type $t = i16; $body }
+            $crate::volume::VoxelType::U32 => { type $t = u32; $body }
+            $crate::volume::VoxelType::I32 => { type $t = i32; $body }
+            $crate::volume::VoxelType::F32 => { type $t = f32; $body }
+            $crate::volume::VoxelType::F64 => { type $t = f64; $body }
+        }
+    };
+}
+
+/// Stored values to real ones: `real = stored * slope + intercept` (PS3.3 C.11.1).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rescale {
+    /// Rescale Slope (0028,1053); finite, not zero.
+    pub slope: f64,
+    /// Rescale Intercept (0028,1052); finite.
+    pub intercept: f64,
+}
+
+impl Rescale {
+    /// Stored values are the real ones.
+    pub const IDENTITY: Self = Self { slope: 1.0, intercept: 0.0 };
+
+    /// The real value.
+    pub fn apply(self, stored: f64) -> f64 {
+        stored * self.slope + self.intercept
+    }
+}
+
+/// The disk or the map would not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The system's answer, with the file and what was done to it.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// `create`, `reserve`, `write`, `map`.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The disk is full: said before a study is accepted.
+    #[error("no room for {bytes} bytes at {}", path.display())]
+    NoRoom {
+        /// What was wanted.
+        bytes: u64,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A shape whose size in bytes does not fit.
+    #[error("a volume of {0:?} voxels is larger than this system can address")]
+    TooLarge([usize; 3]),
+    /// The same slice twice, a slice outside, or bytes of the wrong length: a caller's mistake.
+    #[error("slice {slice} cannot be written: {why}")]
+    BadSlice {
+        /// Which.
+        slice: usize,
+        /// Why not.
+        why: &'static str,
+    },
+}
+
+/// Bytes of a volume, checked.
+fn bytes_of(shape: [usize; 3], voxel: VoxelType) -> Result<usize, VolumeError> {
+    shape
+        .iter()
+        .try_fold(voxel.bytes(), |n, s| n.checked_mul(*s))
+        .filter(|n| *n <= isize::MAX as usize)
+        .ok_or(VolumeError::TooLarge(shape))
+}
+
+/// Where slices are written, once each and in any order.
+///
+/// Dropping the writer leaves the file; whoever made the path removes it.
+#[derive(Debug)]
+pub struct VolumeWriter {
+    file: File,
+    path: PathBuf,
+    volume: Volume,
+    claimed: Vec<AtomicBool>,
+    slice_bytes: usize,
+}
+
+impl VolumeWriter {
+    /// Creates the file, reserves its room on the disk and maps it.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoRoom`] when the disk cannot hold it, [`VolumeError::Io`] for everything else the system refuses,
+    /// an existing file among them.
+    pub fn create(path: &Path, grid: Grid, voxel: VoxelType, rescale: Rescale) -> Result<Self, VolumeError> {
+        let io = |doing| move |source| VolumeError::Io { doing, path: path.to_owned(), source };
+        let bytes = bytes_of(grid.shape, voxel)?;
+        let file = File::options().read(true).write(true).create_new(true).open(path).map_err(io("create"))?;
+        let reserve = |result: rustix::io::Result<()>| {
+            result.map_err(|errno| match errno {
+                rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::FBIG => {
+                    let _ = std::fs::remove_file(path);
+                    VolumeError::NoRoom { bytes: bytes as u64, path: path.to_owned() }
+                }
+                other => VolumeError::Io { doing: "reserve", path: path.to_owned(), source: other.into() },
+            })
+        };
+        if bytes > 0 {
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes as u64) {
+                // A file system that cannot reserve (FAT on a stick) gets a plain length; a full disk then shows at write.
+                Err(rustix::io::Errno::OPNOTSUPP) => reserve(rustix::fs::ftruncate(&file, bytes as u64))?,
+                other => reserve(other)?,
+            }
+        }
+        let voxels = Store::Map(Arc::new(MapStore { map: map(&file, path)?, written: written_flags(grid.shape[0]) }));
+        let claimed = written_flags(grid.shape[0]);
+        let slice_bytes = bytes / grid.shape[0].max(1);
+        let volume = Volume { grid, voxel, rescale, store: voxels };
+        Ok(Self { file, path: path.to_owned(), volume, claimed, slice_bytes })
+    }
+
+    /// Writes slice `k`: rows of columns, little endian, exactly one slice long. Callable from several threads.
+    ///
+    /// # Errors
+    /// [`VolumeError::BadSlice`] for a slice outside, of the wrong length or already written; [`VolumeError::NoRoom`]
+    /// and [`VolumeError::Io`] from the disk.
+    pub fn write_slice(&self, k: usize, bytes: &[u8]) -> Result<(), VolumeError> {
+        let bad = |why| VolumeError::BadSlice { slice: k, why };
+        let claimed = self.claimed.get(k).ok_or_else(|| bad("there is no such slice"))?;
+        if bytes.len() != self.slice_bytes {
+            return Err(bad("its length is not that of a slice"));
+        }
+        if claimed.swap(true, Ordering::AcqRel) {
+            return Err(bad("it has been written before"));
+        }
+        self.file.write_all_at(bytes, (k * self.slice_bytes) as u64).map_err(|source| {
+            claimed.store(false, Ordering::Release);
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    VolumeError::NoRoom { bytes: self.slice_bytes as u64, path: self.path.clone() }
+                }
+                _ => VolumeError::Io { doing: "write", path: self.path.clone(), source },
+            }
+        })?;
+        let Store::Map(map) = &self.volume.store else { unreachable!("a writer's volume is mapped") };
+        map.written[k].store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// A reader of the volume as it grows: [`Volume::is_written`] tells which slices may be read.
+    pub fn reader(&self) -> Volume {
+        self.volume.clone()
+    }
+
+    /// The spool file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn written_flags(slices: usize) -> Vec<AtomicBool> {
+    (0..slices).map(|_| AtomicBool::new(false)).collect()
+}
+
+fn map(file: &File, path: &Path) -> Result<Mmap, VolumeError> {
+    // SAFETY: a map is undefined when the file shrinks or changes under a reader. The file was created by us under a
+    // name nobody else uses (`create_new`) or is opened by `Volume::open` on the spool, which this service owns; no
+    // code truncates it while a map lives, and slices are written at most once, before readers may look (`written`).
+    // No safe way offers slices of a file larger than memory.
+    unsafe { Mmap::map(file) }.map_err(|source| VolumeError::Io { doing: "map", path: path.to_owned(), source })
+}
+
+/// Voxels, affine and rescale, never apart. Cheap to clone: the voxels are shared.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    grid: Grid,
+    voxel: VoxelType,
+    rescale: Rescale,
+    store: Store,
+}
+
+#[derive(Debug, Clone)]
+enum Store {
+    Map(Arc<MapStore>),
+    Heap(Arc<Vec<u64>>),
+}
+
+#[derive(Debug)]
+struct MapStore {
+    map: Mmap,
+    written: Vec<AtomicBool>,
+}
+
+impl Volume {
+    /// A volume in memory.
+    ///
+    /// # Errors
+    /// [`VolumeError::TooLarge`] when its size in bytes does not fit.
+    pub fn from_array<T: Voxel>(voxels: &Array3<T>, affine: Affine, rescale: Rescale) -> Result<Self, VolumeError> {
+        let (z, y, x) = voxels.dim();
+        let shape = [z, y, x];
+        let mut words = vec![0u64; bytes_of(shape, T::TYPE)?.div_ceil(8)];
+        // SAFETY: `words` is at least as long as the voxels, aligned for any of them, and freshly owned; every bit
+        // pattern is a value of the sealed `Voxel` types. One allocation of one kind keeps `Store` free of generics.
+        let target = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<T>(), voxels.len()) };
+        for (to, from) in target.iter_mut().zip(voxels.iter()) {
+            *to = *from;
+        }
+        Ok(Self { grid: Grid { shape, affine }, voxel: T::TYPE, rescale, store: Store::Heap(Arc::new(words)) })
+    }
+
+    /// Maps a finished spool file.
+    ///
+    /// # Errors
+    /// [`VolumeError::Io`] when it cannot be opened or is shorter than `grid` says.
+    pub fn open(path: &Path, grid: Grid, voxel: VoxelType, rescale: Rescale) -> Result<Self, VolumeError> {
+        let io = |doing| move |source| VolumeError::Io { doing, path: path.to_owned(), source };
+        let file = File::open(path).map_err(io("open"))?;
+        let map = map(&file, path)?;
+        if map.len() < bytes_of(grid.shape, voxel)? {
+            return Err(io("map")(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than the volume")));
+        }
+        let written = (0..grid.shape[0]).map(|_| AtomicBool::new(true)).collect();
+        Ok(Self { grid, voxel, rescale, store: Store::Map(Arc::new(MapStore { map, written })) })
+    }
+
+    /// Shape and place.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// `[slices, rows, columns]`.
+    pub fn shape(&self) -> [usize; 3] {
+        self.grid.shape
+    }
+
+    /// `(i, j, k)` to LPS millimetres.
+    pub fn affine(&self) -> Affine {
+        self.grid.affine
+    }
+
+    /// Distance between voxel centres.
+    pub fn spacing(&self) -> Spacing {
+        self.grid.spacing()
+    }
+
+    /// What is stored.
+    pub fn voxel_type(&self) -> VoxelType {
+        self.voxel
+    }
+
+    /// From stored to real values.
+    pub fn rescale(&self) -> Rescale {
+        self.rescale
+    }
+
+    /// The same voxels, placed elsewhere.
+    pub fn with_affine(mut self, affine: Affine) -> Self {
+        self.grid.affine = affine;
+        self
+    }
+
+    /// Whether slice `k` may be read.
+    pub fn is_written(&self, k: usize) -> bool {
+        match &self.store {
+            Store::Map(m) => m.written.get(k).is_some_and(|w| w.load(Ordering::Acquire)),
+            Store::Heap(_) => k < self.grid.shape[0],
+        }
+    }
+
+    /// The stored values of all slices, or None when `T` is not their type.
+    ///
+    /// Slices not yet written read as zero and may change: ask [`Volume::is_written`] before.
+    pub fn stored<T: Voxel>(&self) -> Option<ArrayView3<'_, T>> {
+        let [z, y, x] = self.grid.shape;
+        (T::TYPE == self.voxel).then(|| {
+            ArrayView3::from_shape((z, y, x), self.slab::<T>(0..z)).expect("the slice has the volume's length")
+        })
+    }
+
+    /// The stored values of slice `k`, or None when `T` is not their type.
+    pub fn stored_slice<T: Voxel>(&self, k: usize) -> Option<ArrayView2<'_, T>> {
+        let [_, y, x] = self.grid.shape;
+        (T::TYPE == self.voxel).then(|| {
+            ArrayView2::from_shape((y, x), self.slab::<T>(k..k + 1)).expect("the slice has its own length")
+        })
+    }
+
+    fn slab<T: Voxel>(&self, slices: Range<usize>) -> &[T] {
+        let [z, y, x] = self.grid.shape;
+        assert!(T::TYPE == self.voxel && slices.start <= slices.end && slices.end <= z);
+        let base = match &self.store {
+            Store::Map(m) => m.map.as_ptr(),
+            Store::Heap(words) => words.as_ptr().cast(),
+        };
+        // SAFETY: both stores hold at least z * y * x voxels of this type (checked on construction), start page- or
+        // word-aligned, and live as long as `self`; every bit pattern is a value. The spool is little endian, as are
+        // all boards supported.
+        unsafe {
+            std::slice::from_raw_parts(base.cast::<T>().add(slices.start * y * x), (slices.end - slices.start) * y * x)
+        }
+    }
+
+    /// Real values of slice `k` (rescaled), row by row.
+    ///
+    /// # Panics
+    /// When `out` is not one slice long or `k` is outside.
+    pub fn read_slice_f32(&self, k: usize, out: &mut [f32]) {
+        let Rescale { slope, intercept } = self.rescale;
+        let (a, b) = (slope as f32, intercept as f32);
+        with_voxel_type!(self.voxel, T => {
+            let stored = self.slab::<T>(k..k + 1);
+            assert_eq!(stored.len(), out.len());
+            for (o, v) in out.iter_mut().zip(stored) {
+                *o = v.to_f32() * a + b;
+            }
+        });
+    }
+
+    /// Real values of some slices (rescaled).
+    pub fn to_f32(&self, slices: Range<usize>) -> Array3<f32> {
+        let [_, y, x] = self.grid.shape;
+        let mut out = Array3::zeros((slices.len(), y, x));
+        for (mut slice, k) in out.outer_iter_mut().zip(slices) {
+            self.read_slice_f32(k, slice.as_slice_mut().expect("a fresh array is contiguous"));
+        }
+        out
+    }
+
+    /// Tells the kernel that these slices are not needed in memory for now; reading them again reads the disk.
+    pub fn release(&self, slices: Range<usize>) {
+        let Store::Map(m) = &self.store else { return };
+        let slice_bytes = self.grid.shape[1] * self.grid.shape[2] * self.voxel.bytes();
+        let page = page_bytes();
+        // Inner pages only: the outer ones are shared with neighbours that may be in use.
+        let start = (slices.start * slice_bytes).next_multiple_of(page);
+        let end = (slices.end.min(self.grid.shape[0]) * slice_bytes) / page * page;
+        if start < end {
+            // SAFETY: on a shared, file-backed, read-only map MADV_DONTNEED only drops the pages from this process;
+            // the next read faults them in from the file with the same content.
+            let advised =
+                unsafe { m.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            if let Err(error) = advised {
+                log::debug!("madvise: {error}");
+            }
+        }
+    }
+}
+
+fn page_bytes() -> usize {
+    static PAGE: AtomicUsize = AtomicUsize::new(0);
+    match PAGE.load(Ordering::Relaxed) {
+        0 => {
+            let page = rustix::param::page_size();
+            PAGE.store(page, Ordering::Relaxed);
+            page
+        }
+        page => page,
+    }
+}
