@@ -13,13 +13,18 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Shows what a configuration file comes to.
+    Config(cli::config::Arguments),
+}
 
 fn main() -> std::process::ExitCode {
     let log = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(log).format_target(false).init();
     let arguments = Arguments::parse();
-    let result: Result<(), cli::Failure> = match arguments.command {};
+    let result = match arguments.command {
+        Command::Config(arguments) => cli::config::run(arguments),
+    };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => failure.report(),

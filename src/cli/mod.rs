@@ -1,7 +1,10 @@
 //! One file per command: its arguments, its progress, what it prints; no algorithm.
 
 use std::fmt::Display;
+use std::io::Write;
 use std::process::ExitCode;
+
+pub mod config;
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.
 #[derive(Debug)]
@@ -32,4 +35,23 @@ impl Failure {
         eprintln!("scanside: {text}");
         ExitCode::from(code)
     }
+}
+
+/// Prints a result to stdout. A reader that has seen enough and closed the pipe is no failure.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Impossible(format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as one line of JSON.
+#[allow(dead_code, reason = "the first command that prints JSON takes this away")]
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string(value).map_err(Failure::impossible)?;
+    text.push('\n');
+    print(&text)
 }
