@@ -1,5 +1,7 @@
 //! Everything a developer runs that is not the product: `cargo xtask --help`.
 
+mod board;
+mod cross;
 mod tidy;
 
 use std::path::PathBuf;
@@ -16,8 +18,32 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Shows what a board file comes to.
+    Board {
+        #[command(subcommand)]
+        action: BoardAction,
+    },
+    /// Builds the static binary for a board.
+    Cross {
+        /// A file of board/, without .toml
+        #[arg(long, default_value = "qemu-virt")]
+        board: String,
+    },
+    /// Installs what the cross build and the QEMU tests need (Debian).
+    Setup,
     /// Checks the structure: import order, confinement of tract, memmap2, the dicom crates and unsafe, dead files.
     Tidy,
+}
+
+#[derive(Subcommand)]
+enum BoardAction {
+    /// Prints a board with everything it inherits.
+    Print {
+        /// A file of board/, without .toml
+        name: String,
+    },
+    /// Names all boards.
+    List,
 }
 
 /// What a task may fail with: a sentence for the person who ran it.
@@ -25,6 +51,9 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
+        Task::Board { action } => board_task(action),
+        Task::Cross { board } => cross::cross(&root(), &board),
+        Task::Setup => cross::setup(),
         Task::Tidy => tidy::run(&root()),
     };
     match outcome {
@@ -39,4 +68,16 @@ fn main() -> ExitCode {
 /// The top folder of the checkout.
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the checkout").to_owned()
+}
+
+fn board_task(action: BoardAction) -> Outcome {
+    match action {
+        BoardAction::Print { name } => print!("{}", toml::to_string(&board::expand(&root(), &name)?)?),
+        BoardAction::List => {
+            for name in board::names(&root())? {
+                println!("{}", board::summary(&root(), &name)?);
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,1 +1,3 @@
 //! The only wiring: doors, assembler, exams, journal and links on their threads.
+
+pub mod supervisor;

@@ -1,0 +1,141 @@
+//! The cross build: one static, stripped binary for a board, with rustup's standard library where it is installed and
+//! Debian's where it is not.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Outcome, board};
+
+/// The static aarch64 binary may not grow beyond this: half of the smallest board's spare flash slot.
+const BINARY_BYTES_MAX: u64 = 16 << 20;
+
+/// Debian's names for what a target needs.
+struct Debian {
+    architecture: &'static str,
+    linker_package: &'static str,
+    libc_package: &'static str,
+    linker: &'static str,
+}
+
+fn debian(target: &str) -> Option<Debian> {
+    match target {
+        "aarch64-unknown-linux-gnu" => Some(Debian {
+            architecture: "arm64",
+            linker_package: "gcc-aarch64-linux-gnu",
+            libc_package: "libc6-dev-arm64-cross",
+            linker: "aarch64-linux-gnu-gcc",
+        }),
+        "armv7-unknown-linux-gnueabihf" => Some(Debian {
+            architecture: "armhf",
+            linker_package: "gcc-arm-linux-gnueabihf",
+            libc_package: "libc6-dev-armhf-cross",
+            linker: "arm-linux-gnueabihf-gcc",
+        }),
+        _ => None,
+    }
+}
+
+/// Installs what the cross build and the QEMU tests need on Debian.
+pub fn setup() -> Outcome {
+    let mut failures = Vec::new();
+    let mut packages = vec!["qemu-user-static", "qemu-system-arm", "cpio"];
+    for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
+        let names = debian(target).expect("both targets are in the table");
+        packages.extend([names.linker_package, names.libc_package]);
+        if !has_std("rustc", target) && Command::new("rustup").args(["target", "add", target]).status().is_ok_and(|s| s.success()) {
+            println!("{target}: standard library from rustup");
+        }
+    }
+    apt(&["update", "-qq"])?;
+    apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat())?;
+    for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
+        if has_std("rustc", target) || has_std(DEBIAN_RUSTC, target) {
+            continue;
+        }
+        let names = debian(target).expect("both targets are in the table");
+        let library = format!("libstd-rust-web-dev:{}", names.architecture);
+        let installed = sudo("dpkg").args(["--add-architecture", names.architecture]).status()?.success()
+            && apt(&["update", "-qq"]).is_ok()
+            && apt(&["install", "-y", "-qq", "--no-install-recommends", "rustc-web", &library]).is_ok();
+        if installed && has_std(DEBIAN_RUSTC, target) {
+            println!("{target}: standard library from Debian");
+        } else {
+            failures.push(target);
+        }
+    }
+    match failures.as_slice() {
+        [] => Ok(()),
+        [only] => {
+            println!("{only}: its standard library can't be had from rustup or Debian at the moment; other targets are ready");
+            Ok(())
+        }
+        _ => Err("no target's standard library can be had from rustup or Debian at the moment".into()),
+    }
+}
+
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+
+fn sudo(program: &str) -> Command {
+    if rootless() {
+        let mut command = Command::new("sudo");
+        command.arg(program);
+        command
+    } else {
+        Command::new(program)
+    }
+}
+
+fn rootless() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.trim_ascii() != b"0")
+}
+
+fn apt(arguments: &[&str]) -> Outcome {
+    let status = sudo("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments).status()?;
+    if status.success() { Ok(()) } else { Err(format!("apt-get {} failed", arguments.join(" ")).into()) }
+}
+
+/// Whether this compiler has a standard library for the target.
+fn has_std(rustc: &str, target: &str) -> bool {
+    let output = Command::new(rustc).args(["--print", "target-libdir", "--target", target]).output();
+    let Ok(output) = output else { return false };
+    let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    output.status.success()
+        && std::fs::read_dir(folder).is_ok_and(|mut files| {
+            files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("libstd-")))
+        })
+}
+
+/// Builds for one board (or every target of a board that is built) and holds the size against its budget.
+pub fn cross(root: &Path, name: &str) -> Outcome {
+    let board = board::parse(&board::expand(root, name)?)?;
+    let binary = build(root, &board.board.target)?;
+    let bytes = std::fs::metadata(&binary)?.len();
+    println!("{}: {:.1} MiB (at most {})", binary.display(), bytes as f64 / f64::from(1 << 20), BINARY_BYTES_MAX >> 20);
+    if bytes > BINARY_BYTES_MAX {
+        return Err(format!("the binary has {bytes} bytes, the budget is {BINARY_BYTES_MAX}").into());
+    }
+    Ok(())
+}
+
+/// Builds the static, stripped binary for a target and tells where it is.
+pub fn build(root: &Path, target: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root).args(["build", "--profile", "dist", "--package", "scanside", "--target", target]);
+    let variable = target.to_uppercase().replace('-', "_");
+    cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-Ctarget-feature=+crt-static");
+    if let Some(names) = debian(target) {
+        cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), names.linker);
+    }
+    if has_std("rustc", target) {
+        println!("{target}: standard library of the installed toolchain");
+    } else if has_std(DEBIAN_RUSTC, target) {
+        println!("{target}: standard library from Debian");
+        cargo.env("RUSTC", DEBIAN_RUSTC);
+    } else {
+        return Err(format!("{target}: no standard library; `cargo xtask setup` installs one where it can be had").into());
+    }
+    if !cargo.status()?.success() {
+        return Err(format!("the build for {target} failed").into());
+    }
+    Ok(root.join("target").join(target).join("dist").join("scanside"))
+}
