@@ -19,6 +19,14 @@ pub enum BadGeometry {
     /// An affine with NaN, infinities or no inverse.
     #[error("the affine has no inverse or is not finite: {0:?}")]
     Affine([f64; 16]),
+    /// A position or orientation of a frame that is none.
+    #[error("no plane: position {position_lps_mm:?}, direction cosines {orientation:?}")]
+    Plane {
+        /// Image Position (Patient).
+        position_lps_mm: [f64; 3],
+        /// Image Orientation (Patient).
+        orientation: [f64; 6],
+    },
 }
 
 impl Spacing {
@@ -211,4 +219,80 @@ pub fn sub(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
 /// Length of `a`.
 pub fn norm(a: [f64; 3]) -> f64 {
     dot(a, a).sqrt()
+}
+
+/// The plane of one frame in patient space (PS3.3 C.7.6.2.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Plane {
+    /// Centre of the first pixel (row 0, column 0): Image Position (Patient).
+    pub position_lps_mm: [f64; 3],
+    /// Unit vector in which the column index grows: the first triple of Image Orientation (Patient).
+    pub along_row: [f64; 3],
+    /// Unit vector in which the row index grows: the second triple.
+    pub along_column: [f64; 3],
+    /// Distance between rows, the first value of Pixel Spacing.
+    pub row_spacing_mm: f64,
+    /// Distance between columns, the second value of Pixel Spacing.
+    pub column_spacing_mm: f64,
+}
+
+impl Plane {
+    /// A plane from the attributes of a frame.
+    ///
+    /// Direction cosines are normalised (scanners write them with few digits), never made perpendicular.
+    ///
+    /// # Errors
+    /// [`BadGeometry`] for a number that is not finite, a pixel spacing that is none, or directions that are not
+    /// perpendicular unit vectors within 1 %.
+    pub fn new(
+        position_lps_mm: [f64; 3],
+        orientation: [f64; 6],
+        pixel_spacing_mm: [f64; 2],
+    ) -> Result<Self, BadGeometry> {
+        let [a, b, c, d, e, f] = orientation;
+        let (row, column) = ([a, b, c], [d, e, f]);
+        let (row_length, column_length) = (norm(row), norm(column));
+        let unit = |length: f64| (length - 1.0).abs() < 0.01;
+        let [row_spacing_mm, column_spacing_mm] = pixel_spacing_mm;
+        Spacing::new([1.0, row_spacing_mm, column_spacing_mm])?;
+        if !unit(row_length)
+            || !unit(column_length)
+            || dot(row, column).abs() > 0.01
+            || !position_lps_mm.iter().all(|v| v.abs() < 1e7)
+        {
+            return Err(BadGeometry::Plane { position_lps_mm, orientation });
+        }
+        Ok(Self {
+            position_lps_mm,
+            along_row: row.map(|v| v / row_length),
+            along_column: column.map(|v| v / column_length),
+            row_spacing_mm,
+            column_spacing_mm,
+        })
+    }
+
+    /// Unit normal: along the row, then along the column, then this make a right-handed system.
+    pub fn normal(&self) -> [f64; 3] {
+        let n = cross(self.along_row, self.along_column);
+        let length = norm(n);
+        n.map(|v| v / length)
+    }
+
+    /// Where the plane stands along its own normal, in millimetres from the origin of patient space.
+    pub fn along_normal_mm(&self) -> f64 {
+        dot(self.position_lps_mm, self.normal())
+    }
+
+    /// The affine of a stack that starts with this plane and goes on by `step_lps_mm` per slice.
+    ///
+    /// # Errors
+    /// [`BadGeometry::Affine`] when the step lies in the plane.
+    pub fn affine(&self, step_lps_mm: [f64; 3]) -> Result<Affine, BadGeometry> {
+        Affine::new(
+            self.along_row.map(|v| v * self.column_spacing_mm),
+            self.along_column.map(|v| v * self.row_spacing_mm),
+            step_lps_mm,
+            self.position_lps_mm,
+        )
+    }
 }

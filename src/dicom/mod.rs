@@ -1,1 +1,9 @@
 //! Bytes to instances, associations, and our own objects: the only user of the dicom crates.
+
+mod elements;
+mod instance;
+mod pixels;
+mod transfer;
+
+pub use instance::{FrameHeader, Header, INSTANCE_BYTES_MAX, Instance, PixelFormat, UltrasoundRegion};
+pub use transfer::{Codec, TransferSyntax, decodable_transfer_syntaxes};
