@@ -3,7 +3,11 @@
 //! Patient space is DICOM's LPS in millimetres (PS3.3 C.7.6.2.1.1): x to the patient's left, y to the back,
 //! z to the head. Arrays are indexed `[slice k, row j, column i]`; an [`Affine`] takes `(i, j, k)` to LPS.
 
+mod lattice;
+
 use serde::{Deserialize, Serialize};
+
+pub use lattice::{Lattice, Placed, Reason, Uneven, Verdict, lattice};
 
 /// Distance between neighbouring voxel centres in millimetres, as `[z, y, x]` (array order); finite and positive.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -8,8 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use memmap2::Mmap;
 use ndarray::{Array3, ArrayView2, ArrayView3};
@@ -170,7 +170,13 @@ pub struct VolumeWriter {
     volume: Volume,
     claimed: Vec<AtomicBool>,
     slice_bytes: usize,
+    /// Slices whose room on the disk is reserved.
+    reserved: Mutex<usize>,
 }
+
+/// Slices reserved at a time where their number is not known beforehand: few, so that a stray image costs little; many
+/// enough that the file lies in few pieces.
+const RESERVE_SLICES: usize = 16;
 
 impl VolumeWriter {
     /// Creates the file, reserves its room on the disk and maps it.
@@ -179,30 +185,40 @@ impl VolumeWriter {
     /// [`VolumeError::NoRoom`] when the disk cannot hold it, [`VolumeError::Io`] for everything else the system refuses,
     /// an existing file among them.
     pub fn create(path: &Path, grid: Grid, voxel: VoxelType, rescale: Rescale) -> Result<Self, VolumeError> {
+        Self::create_reserving(path, grid, voxel, rescale, grid.shape[0])
+    }
+
+    /// As [`VolumeWriter::create`] for a series whose length is not known: `grid` tells the most slices there may be, and
+    /// room is reserved as they come. A full disk then shows as [`VolumeError::NoRoom`] at a slice.
+    ///
+    /// # Errors
+    /// As [`VolumeWriter::create`].
+    pub fn create_growing(path: &Path, grid: Grid, voxel: VoxelType, rescale: Rescale) -> Result<Self, VolumeError> {
+        Self::create_reserving(path, grid, voxel, rescale, grid.shape[0].min(1))
+    }
+
+    fn create_reserving(
+        path: &Path,
+        grid: Grid,
+        voxel: VoxelType,
+        rescale: Rescale,
+        slices: usize,
+    ) -> Result<Self, VolumeError> {
         let io = |doing| move |source| VolumeError::Io { doing, path: path.to_owned(), source };
         let bytes = bytes_of(grid.shape, voxel)?;
-        let file = File::options().read(true).write(true).create_new(true).open(path).map_err(io("create"))?;
-        let reserve = |result: rustix::io::Result<()>| {
-            result.map_err(|errno| match errno {
-                rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::FBIG => {
-                    let _ = std::fs::remove_file(path);
-                    VolumeError::NoRoom { bytes: bytes as u64, path: path.to_owned() }
-                }
-                other => VolumeError::Io { doing: "reserve", path: path.to_owned(), source: other.into() },
-            })
-        };
-        if bytes > 0 {
-            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes as u64) {
-                // A file system that cannot reserve (FAT on a stick) gets a plain length; a full disk then shows at write.
-                Err(rustix::io::Errno::OPNOTSUPP) => reserve(rustix::fs::ftruncate(&file, bytes as u64))?,
-                other => reserve(other)?,
-            }
-        }
-        let voxels = Store::Map(Arc::new(MapStore { map: map(&file, path)?, written: written_flags(grid.shape[0]) }));
-        let claimed = written_flags(grid.shape[0]);
         let slice_bytes = bytes / grid.shape[0].max(1);
-        let volume = Volume { grid, voxel, rescale, store: voxels };
-        Ok(Self { file, path: path.to_owned(), volume, claimed, slice_bytes })
+        let file = File::options().read(true).write(true).create_new(true).open(path).map_err(io("create"))?;
+        // The whole length first, as a hole: a map beyond the end of a file is a crash, a hole reads as zeros.
+        let sized = rustix::fs::ftruncate(&file, bytes as u64).map_err(|errno| reserve_error(errno, path, bytes));
+        let reserved = sized.and_then(|()| reserve(&file, path, 0, slices * slice_bytes));
+        let mapped = reserved.and_then(|()| map(&file, path));
+        let map = mapped.inspect_err(|_| {
+            let _ = std::fs::remove_file(path);
+        })?;
+        let voxels = Store::Map(Arc::new(MapStore { map, at: 0, written: written_flags(grid.shape[0]) }));
+        let claimed = written_flags(grid.shape[0]);
+        let volume = Volume { grid, voxel, rescale, store: voxels, slots: None };
+        Ok(Self { file, path: path.to_owned(), volume, claimed, slice_bytes, reserved: Mutex::new(slices) })
     }
 
     /// Writes slice `k`: rows of columns, little endian, exactly one slice long. Callable from several threads.
@@ -219,6 +235,7 @@ impl VolumeWriter {
         if claimed.swap(true, Ordering::AcqRel) {
             return Err(bad("it has been written before"));
         }
+        self.reserve_for(k).inspect_err(|_| claimed.store(false, Ordering::Release))?;
         self.file.write_all_at(bytes, (k * self.slice_bytes) as u64).map_err(|source| {
             claimed.store(false, Ordering::Release);
             match source.kind() {
@@ -233,6 +250,16 @@ impl VolumeWriter {
         Ok(())
     }
 
+    fn reserve_for(&self, k: usize) -> Result<(), VolumeError> {
+        let mut reserved = self.reserved.lock().expect("nothing panics while it is held");
+        if k >= *reserved {
+            let until = (k + 1).next_multiple_of(RESERVE_SLICES).min(self.claimed.len());
+            reserve(&self.file, &self.path, *reserved * self.slice_bytes, (until - *reserved) * self.slice_bytes)?;
+            *reserved = until;
+        }
+        Ok(())
+    }
+
     /// A reader of the volume as it grows: [`Volume::is_written`] tells which slices may be read.
     pub fn reader(&self) -> Volume {
         self.volume.clone()
@@ -241,6 +268,26 @@ impl VolumeWriter {
     /// The spool file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+fn reserve(file: &File, path: &Path, at: usize, bytes: usize) -> Result<(), VolumeError> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), at as u64, bytes as u64) {
+        // A file system that cannot reserve (FAT on a stick): a full disk then shows at write.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(errno) => Err(reserve_error(errno, path, bytes)),
+    }
+}
+
+fn reserve_error(errno: rustix::io::Errno, path: &Path, bytes: usize) -> VolumeError {
+    match errno {
+        rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::FBIG => {
+            VolumeError::NoRoom { bytes: bytes as u64, path: path.to_owned() }
+        }
+        other => VolumeError::Io { doing: "reserve", path: path.to_owned(), source: other.into() },
     }
 }
 
@@ -263,6 +310,8 @@ pub struct Volume {
     voxel: VoxelType,
     rescale: Rescale,
     store: Store,
+    /// Which slice of the store each slice is; None where they are the same.
+    slots: Option<Arc<[u32]>>,
 }
 
 #[derive(Debug, Clone)]
@@ -274,6 +323,8 @@ enum Store {
 #[derive(Debug)]
 struct MapStore {
     map: Mmap,
+    /// Where the first voxel is.
+    at: usize,
     written: Vec<AtomicBool>,
 }
 
@@ -292,7 +343,7 @@ impl Volume {
         for (to, from) in target.iter_mut().zip(voxels.iter()) {
             *to = *from;
         }
-        Ok(Self { grid: Grid { shape, affine }, voxel: T::TYPE, rescale, store: Store::Heap(Arc::new(words)) })
+        Ok(Self { grid: Grid { shape, affine }, voxel: T::TYPE, rescale, store: Store::Heap(Arc::new(words)), slots: None })
     }
 
     /// Maps a finished spool file.
@@ -300,14 +351,63 @@ impl Volume {
     /// # Errors
     /// [`VolumeError::Io`] when it cannot be opened or is shorter than `grid` says.
     pub fn open(path: &Path, grid: Grid, voxel: VoxelType, rescale: Rescale) -> Result<Self, VolumeError> {
+        Self::open_at(path, 0, grid, voxel, rescale)
+    }
+
+    /// Maps a file whose voxels start at byte `at`, a multiple of their size. For files a person opens with a tool and leaves alone
+    /// meanwhile; the service copies into its spool instead.
+    ///
+    /// # Errors
+    /// [`VolumeError::Io`] when it cannot be opened, is shorter than `grid` says, or `at` is no such multiple.
+    pub fn open_at(
+        path: &Path,
+        at: usize,
+        grid: Grid,
+        voxel: VoxelType,
+        rescale: Rescale,
+    ) -> Result<Self, VolumeError> {
         let io = |doing| move |source| VolumeError::Io { doing, path: path.to_owned(), source };
         let file = File::open(path).map_err(io("open"))?;
         let map = map(&file, path)?;
-        if map.len() < bytes_of(grid.shape, voxel)? {
+        if at % voxel.bytes() != 0 {
+            return Err(io("map")(io::Error::new(io::ErrorKind::InvalidInput, "the voxels are not aligned")));
+        }
+        let bytes = bytes_of(grid.shape, voxel)?;
+        if map.len().checked_sub(at).is_none_or(|rest| rest < bytes) {
             return Err(io("map")(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than the volume")));
         }
         let written = (0..grid.shape[0]).map(|_| AtomicBool::new(true)).collect();
-        Ok(Self { grid, voxel, rescale, store: Store::Map(Arc::new(MapStore { map, written })) })
+        Ok(Self { grid, voxel, rescale, store: Store::Map(Arc::new(MapStore { map, at, written })), slots: None })
+    }
+
+    /// The same voxels with their slices in another order: slice k of the result is slice `slots[k]` of what was written.
+    /// Nothing is copied. A slot may be named more than once.
+    ///
+    /// # Errors
+    /// [`VolumeError::BadSlice`] for a slot that is not written, or a number of slots or a slice shape that does not fit `grid`.
+    pub fn arranged(&self, grid: Grid, slots: &[usize], rescale: Rescale) -> Result<Self, VolumeError> {
+        let bad = |slice, why| Err(VolumeError::BadSlice { slice, why });
+        if grid.shape[0] != slots.len() || grid.shape[1..] != self.grid.shape[1..] || self.slots.is_some() {
+            return bad(slots.len(), "the arrangement does not fit the volume");
+        }
+        if let Some(slot) = slots.iter().find(|slot| !self.is_written(**slot)) {
+            return bad(*slot, "it has not been written");
+        }
+        let in_order = slots.iter().enumerate().all(|(k, slot)| k == *slot);
+        let slots = (!in_order).then(|| slots.iter().map(|slot| *slot as u32).collect());
+        Ok(Self { grid, voxel: self.voxel, rescale, store: self.store.clone(), slots })
+    }
+
+    /// Whether slices lie one after the other, so that [`Volume::stored`] can show them as one array.
+    pub fn is_contiguous(&self) -> bool {
+        self.slots.is_none()
+    }
+
+    fn slot(&self, k: usize) -> usize {
+        match &self.slots {
+            None => k,
+            Some(slots) => slots.get(k).map_or(usize::MAX, |slot| *slot as usize),
+        }
     }
 
     /// Shape and place.
@@ -349,17 +449,18 @@ impl Volume {
     /// Whether slice `k` may be read.
     pub fn is_written(&self, k: usize) -> bool {
         match &self.store {
-            Store::Map(m) => m.written.get(k).is_some_and(|w| w.load(Ordering::Acquire)),
+            Store::Map(m) => m.written.get(self.slot(k)).is_some_and(|w| w.load(Ordering::Acquire)),
             Store::Heap(_) => k < self.grid.shape[0],
         }
     }
 
-    /// The stored values of all slices, or None when `T` is not their type.
+    /// The stored values of all slices, or None when `T` is not their type or the slices lie in another order
+    /// ([`Volume::is_contiguous`]).
     ///
     /// Slices not yet written read as zero and may change: ask [`Volume::is_written`] before.
     pub fn stored<T: Voxel>(&self) -> Option<ArrayView3<'_, T>> {
         let [z, y, x] = self.grid.shape;
-        (T::TYPE == self.voxel).then(|| {
+        (T::TYPE == self.voxel && self.is_contiguous()).then(|| {
             ArrayView3::from_shape((z, y, x), self.slab::<T>(0..z)).expect("the slice has the volume's length")
         })
     }
@@ -368,17 +469,25 @@ impl Volume {
     pub fn stored_slice<T: Voxel>(&self, k: usize) -> Option<ArrayView2<'_, T>> {
         let [_, y, x] = self.grid.shape;
         (T::TYPE == self.voxel).then(|| {
-            ArrayView2::from_shape((y, x), self.slab::<T>(k..k + 1)).expect("the slice has its own length")
+            ArrayView2::from_shape((y, x), self.one::<T>(k)).expect("the slice has its own length")
         })
     }
 
+    fn one<T: Voxel>(&self, k: usize) -> &[T] {
+        assert!(k < self.grid.shape[0], "slice {k} of {}", self.grid.shape[0]);
+        let slot = self.slot(k);
+        self.slab(slot..slot + 1)
+    }
+
+    /// Slots, not slices.
     fn slab<T: Voxel>(&self, slices: Range<usize>) -> &[T] {
         let [z, y, x] = self.grid.shape;
-        assert!(T::TYPE == self.voxel && slices.start <= slices.end && slices.end <= z);
-        let base = match &self.store {
-            Store::Map(m) => m.map.as_ptr(),
-            Store::Heap(words) => words.as_ptr().cast(),
+        let (base, slots) = match &self.store {
+            // SAFETY: `at` lies inside the map (checked when it was opened).
+            Store::Map(m) => (unsafe { m.map.as_ptr().add(m.at) }, m.written.len()),
+            Store::Heap(words) => (words.as_ptr().cast(), z),
         };
+        assert!(T::TYPE == self.voxel && slices.start <= slices.end && slices.end <= slots);
         // SAFETY: both stores hold at least z * y * x voxels of this type (checked on construction), start page- or
         // word-aligned, and live as long as `self`; every bit pattern is a value. The spool is little endian, as are
         // all boards supported.
@@ -395,7 +504,7 @@ impl Volume {
         let Rescale { slope, intercept } = self.rescale;
         let (a, b) = (slope as f32, intercept as f32);
         with_voxel_type!(self.voxel, T => {
-            let stored = self.slab::<T>(k..k + 1);
+            let stored = self.one::<T>(k);
             assert_eq!(stored.len(), out.len());
             for (o, v) in out.iter_mut().zip(stored) {
                 *o = v.to_f32() * a + b;
@@ -415,12 +524,23 @@ impl Volume {
 
     /// Tells the kernel that these slices are not needed in memory for now; reading them again reads the disk.
     pub fn release(&self, slices: Range<usize>) {
+        if self.slots.is_some() {
+            for k in slices {
+                let slot = self.slot(k);
+                self.release_slots(slot..slot + 1);
+            }
+        } else {
+            self.release_slots(slices);
+        }
+    }
+
+    fn release_slots(&self, slices: Range<usize>) {
         let Store::Map(m) = &self.store else { return };
         let slice_bytes = self.grid.shape[1] * self.grid.shape[2] * self.voxel.bytes();
         let page = page_bytes();
         // Inner pages only: the outer ones are shared with neighbours that may be in use.
-        let start = (slices.start * slice_bytes).next_multiple_of(page);
-        let end = (slices.end.min(self.grid.shape[0]) * slice_bytes) / page * page;
+        let start = (m.at + slices.start * slice_bytes).next_multiple_of(page);
+        let end = (m.at + slices.end.min(m.written.len()) * slice_bytes) / page * page;
         if start < end {
             // SAFETY: on a shared, file-backed, read-only map MADV_DONTNEED only drops the pages from this process;
             // the next read faults them in from the file with the same content.
