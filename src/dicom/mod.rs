@@ -5,5 +5,10 @@ mod instance;
 mod pixels;
 mod transfer;
 
+pub mod association;
+pub mod dimse;
+pub mod file;
+pub mod negotiation;
+
 pub use instance::{FrameHeader, Header, INSTANCE_BYTES_MAX, Instance, PixelFormat, UltrasoundRegion};
 pub use transfer::{Codec, TransferSyntax, decodable_transfer_syntaxes};

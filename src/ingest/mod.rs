@@ -1,6 +1,12 @@
 //! The three doors (DICOM association, local socket, folder), and the one thing behind them: an [`Intake`].
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::study::{Rejection, Uid};
+
+pub mod dicom;
+mod lobby;
+pub mod spool;
 
 /// One instance as a door received it.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +22,17 @@ pub struct Received<'a> {
 /// A sender, for as long as it stays connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub u64);
+
+impl SourceId {
+    /// Stands for whoever sent what was found on disk at start.
+    pub const RECOVERED: Self = Self(0);
+
+    /// A source that no other door of this process has.
+    pub fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// What became of an instance that was handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,823 @@
+//! The durable [`Intake`]: every instance that was acknowledged lies in a file of its own until its series is reported.
+//!
+//! ```text
+//! <spool>/lock                                  one service per spool
+//! <spool>/incoming/<series>/<instance>.dcm      acknowledged, not yet reported
+//! <spool>/incoming/<series>/<instance>.conflict other bytes came under the same SOP Instance UID
+//! <spool>/reported/<series>                     which instances a reported series had
+//! ```
+//! Names are hashes of UIDs, never text from the wire. A file is written under another name, flushed, renamed, and its
+//! folder flushed, before anybody is told; a report is in the journal before [`Spool::forget`] removes what it was made
+//! from. So a cut at any moment leaves an instance acknowledged and on disk, or neither; and a series that was reported
+//! but not yet removed is seen by the service in its journal, and forgotten again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, RwLock};
+
+use crossbeam_channel::Sender;
+use sha2::{Digest, Sha256};
+
+use super::{Intake, IntakeError, Received, SourceId, Stored};
+use crate::dicom::{Header, Instance, file};
+use crate::study::{Rejection, RejectionCode, Uid};
+
+/// Locks that keep two senders of one instance apart. More senders than this at once are rare, and only wait.
+const STRIPES: usize = 16;
+
+/// Space that stays free on the disk beside the instance itself: journal and reports must be written on a full spool.
+const FREE_BYTES_MIN: u64 = 32 << 20;
+
+/// Reported series that are remembered, so that a sender who repeats himself gets no second report. The oldest go
+/// first; a series of 2,000 instances takes 100 KiB here.
+const REPORTED_MAX: usize = 4096;
+
+/// Why the spool cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// Another process works in it.
+    #[error("the spool {} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// The disk.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Disk {
+        /// `read`, `write`, …
+        doing: &'static str,
+        /// Which file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+fn disk(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
+    let path = path.to_owned();
+    move |source| SpoolError::Disk { doing, path, source }
+}
+
+/// Sizes of a [`Spool`].
+#[derive(Debug, Clone)]
+pub struct SpoolLimits {
+    /// Most bytes of instances at a time, all series together.
+    pub bytes_max: u64,
+    /// Most bytes of one instance, also after inflation.
+    pub instance_bytes_max: usize,
+}
+
+impl Default for SpoolLimits {
+    fn default() -> Self {
+        Self { bytes_max: 8 << 30, instance_bytes_max: 64 << 20 }
+    }
+}
+
+/// An instance on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpooledInstance {
+    /// The file; it does not change, and goes with [`Spool::forget`].
+    pub path: PathBuf,
+    /// Who sent it.
+    pub source: SourceId,
+    /// SOP Instance UID (0008,0018).
+    pub sop_instance: Uid,
+    /// Series Instance UID (0020,000E).
+    pub series: Uid,
+    /// Study Instance UID (0020,000D).
+    pub study: Uid,
+    /// Size of the file.
+    pub bytes: u64,
+}
+
+/// What the doors report to the assembler, in the order in which it happened to each source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// An instance is on disk and will be acknowledged.
+    Instance(SpooledInstance),
+    /// Other bytes came under a SOP Instance UID that is on disk: refused, and the series is spoilt by it.
+    Conflict {
+        /// Who sent the second one.
+        source: SourceId,
+        /// Which series of the spool.
+        series: Uid,
+        /// Which instance.
+        sop_instance: Uid,
+        /// [`RejectionCode::ConflictingDuplicate`] and the sentence.
+        rejection: Rejection,
+    },
+    /// Nothing more comes from this source.
+    Released(SourceId),
+    /// The source has gone without a word.
+    Lost(SourceId),
+}
+
+/// The durable intake. Doors call it through [`Intake`] from any number of threads.
+pub struct Spool {
+    folder: PathBuf,
+    limits: SpoolLimits,
+    arrivals: Sender<Arrival>,
+    /// Bytes of instances on disk or being written.
+    bytes: AtomicU64,
+    /// Stores hold it to read, forgetting to write: no file comes into a folder that is going.
+    gate: RwLock<()>,
+    stripes: [Mutex<()>; STRIPES],
+    index: Mutex<Index>,
+    _lock: File,
+}
+
+#[derive(Default)]
+struct Index {
+    incoming: HashMap<Name, BTreeMap<Name, Stamp>>,
+    /// Names of the files in `reported`, oldest first.
+    reported: Vec<Name>,
+}
+
+/// Size and CRC-32C of a transfer syntax and a data set: enough to know an instance again once its bytes are gone.
+/// While they are there, the bytes themselves decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    file_bytes: u64,
+    data_set_bytes: u64,
+    crc: u32,
+}
+
+impl Stamp {
+    fn of(file: &[u8], header: &Header) -> Self {
+        let data_set = file::data_set(file);
+        let crc = crc32c::crc32c_append(crc32c::crc32c(header.transfer_syntax.uid.as_bytes()), data_set);
+        Self { file_bytes: file.len() as u64, data_set_bytes: data_set.len() as u64, crc }
+    }
+
+    fn same_content(&self, other: &Self) -> bool {
+        (self.data_set_bytes, self.crc) == (other.data_set_bytes, other.crc)
+    }
+}
+
+/// File name of a UID: the first 128 bits of its SHA-256, in hex.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Name([u8; 16]);
+
+impl Name {
+    fn of(uid: &Uid) -> Self {
+        Self(Sha256::digest(uid.as_str().as_bytes())[..16].try_into().expect("a SHA-256 digest has 32 bytes"))
+    }
+
+    fn parse(hex: &str) -> Option<Self> {
+        let bits = u128::from_str_radix(hex, 16).ok().filter(|_| hex.len() == 32)?;
+        Some(Self(bits.to_be_bytes()))
+    }
+
+    fn hex(&self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl Spool {
+    /// Takes hold of a spool folder, making it where it is missing, and clears what a cut left half written. The
+    /// assembler reads `arrivals`; when that channel is full the doors wait.
+    ///
+    /// # Errors
+    /// [`SpoolError`]
+    pub fn open(folder: &Path, limits: SpoolLimits, arrivals: Sender<Arrival>) -> Result<Self, SpoolError> {
+        for part in [folder.to_owned(), folder.join("incoming"), folder.join("reported")] {
+            make_folder(&part).map_err(disk("make the folder", &part))?;
+        }
+        let lock_path = folder.join("lock");
+        let mut options = OpenOptions::new();
+        let lock = options.create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+        let lock = lock.map_err(disk("open", &lock_path))?;
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(SpoolError::InUse(folder.to_owned())),
+            Err(e) => return Err(disk("lock", &lock_path)(e.into())),
+        }
+        let spool = Self {
+            folder: folder.to_owned(),
+            limits,
+            arrivals,
+            bytes: AtomicU64::new(0),
+            gate: RwLock::new(()),
+            stripes: Default::default(),
+            index: Mutex::default(),
+            _lock: lock,
+        };
+        spool.clear_halves()?;
+        Ok(spool)
+    }
+
+    /// What was acknowledged before this start and not yet reported, series by series in a stable order. Its source is
+    /// [`SourceId::RECOVERED`], which has to be taken as lost: the rest of a series may still come from elsewhere.
+    /// Call it once, before the doors open.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when a folder cannot be read. A file that is no sound instance any more is set aside under
+    /// `damaged` in the spool, with an error in the log.
+    pub fn recover(&self) -> Result<Vec<Arrival>, SpoolError> {
+        let incoming = self.folder.join("incoming");
+        let mut arrivals = Vec::new();
+        for (series_name, series_folder) in self.series_folders()? {
+            let mut conflicts = Vec::new();
+            let mut stamps = BTreeMap::new();
+            for path in sorted_entries(&series_folder)? {
+                let (name, kind) = (name_of_file(&path), path.extension().and_then(|e| e.to_str()).unwrap_or(""));
+                match (name, kind) {
+                    (Some(_), "conflict") => conflicts.push(path),
+                    (Some(name), "dcm") => {
+                        let file = fs::read(&path).map_err(disk("read", &path))?;
+                        match self.header(&file) {
+                            Ok(header) => {
+                                let stamp = Stamp::of(&file, &header);
+                                self.bytes.fetch_add(stamp.file_bytes, Ordering::Relaxed);
+                                stamps.insert(name, stamp);
+                                arrivals.push(arrival(path, SourceId::RECOVERED, header, stamp.file_bytes));
+                            }
+                            Err(damage) => self.set_aside(&path, &damage)?,
+                        }
+                    }
+                    _ => log::warn!("{}: not a file of the spool, left alone", path.display()),
+                }
+            }
+            for path in conflicts {
+                arrivals.extend(recovered_conflict(&path, &arrivals));
+            }
+            if stamps.is_empty() {
+                let _ = fs::remove_dir(&series_folder);
+            } else {
+                flush_folder(&series_folder).map_err(disk("flush", &series_folder))?;
+                self.index().incoming.insert(series_name, stamps);
+            }
+        }
+        flush_folder(&incoming).map_err(disk("flush", &incoming))?;
+        Ok(arrivals)
+    }
+
+    /// Removes the instances that a report was made from, once that report is in the journal. What came too late to be
+    /// part of it stays. Doing it twice does no harm.
+    ///
+    /// # Errors
+    /// [`SpoolError`]; call it again then, or after the next start.
+    pub fn forget(&self, series: &Uid, instances: &[Uid]) -> Result<(), SpoolError> {
+        let names: Vec<Name> = instances.iter().map(Name::of).collect();
+        self.forget_names(Name::of(series), Some(&names))
+    }
+
+    /// As [`Spool::forget`], for all that is there of the series.
+    ///
+    /// # Errors
+    /// [`SpoolError`]
+    pub fn forget_series(&self, series: &Uid) -> Result<(), SpoolError> {
+        self.forget_names(Name::of(series), None)
+    }
+
+    /// Whether a series was reported and forgotten; more of it is not taken.
+    pub fn is_reported(&self, series: &Uid) -> bool {
+        self.index().reported.contains(&Name::of(series))
+    }
+
+    /// Bytes of instances that wait for their report.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn forget_names(&self, series: Name, instances: Option<&[Name]>) -> Result<(), SpoolError> {
+        let _alone = self.gate.write().unwrap_or_else(|e| e.into_inner());
+        let stamps = self.index().incoming.get(&series).cloned().unwrap_or_default();
+        let going: Vec<(Name, Stamp)> = match instances {
+            Some(names) => names.iter().filter_map(|name| Some((*name, *stamps.get(name)?))).collect(),
+            None => stamps.into_iter().collect(),
+        };
+        self.remember(series, &going)?;
+        let folder = self.series_folder(series);
+        for (name, stamp) in &going {
+            remove(&folder.join(name.hex()).with_extension("dcm"))?;
+            remove(&folder.join(name.hex()).with_extension("conflict"))?;
+            self.bytes.fetch_sub(stamp.file_bytes, Ordering::Relaxed);
+            if let Some(stamps) = self.index().incoming.get_mut(&series) {
+                stamps.remove(name);
+            }
+        }
+        let mut index = self.index();
+        if index.incoming.get(&series).is_some_and(BTreeMap::is_empty) {
+            index.incoming.remove(&series);
+        }
+        drop(index);
+        // Fails while later instances are in it, which is as it should be.
+        let _ = fs::remove_dir(&folder);
+        let incoming = self.folder.join("incoming");
+        flush_folder(&incoming).map_err(disk("flush", &incoming))
+    }
+
+    /// Writes down which instances a reported series had: those of an earlier call, and these.
+    fn remember(&self, series: Name, instances: &[(Name, Stamp)]) -> Result<(), SpoolError> {
+        let path = self.folder.join("reported").join(series.hex());
+        let mut known = read_reported(&path)?;
+        known.extend(instances.iter().map(|(name, stamp)| (*name, *stamp)));
+        let lines: String = known
+            .iter()
+            .map(|(name, stamp)| format!("{} {} {} {:08x}\n", name.hex(), stamp.file_bytes, stamp.data_set_bytes, stamp.crc))
+            .collect();
+        write_durably(&path, lines.as_bytes()).map_err(disk("write", &path))?;
+        let mut index = self.index();
+        index.reported.retain(|name| *name != series);
+        index.reported.push(series);
+        while index.reported.len() > REPORTED_MAX {
+            let oldest = index.reported.remove(0);
+            remove(&self.folder.join("reported").join(oldest.hex()))?;
+        }
+        Ok(())
+    }
+
+    fn keep(&self, received: &Received<'_>, header: Header) -> Result<(Stored, Option<Arrival>), Refused> {
+        let (series, name) = (Name::of(&header.series), Name::of(&header.sop_instance));
+        let stamp = Stamp::of(received.file, &header);
+        let _open = self.gate.read().unwrap_or_else(|e| e.into_inner());
+        let _mine = self.stripes[usize::from(name.0[0]) % STRIPES].lock().unwrap_or_else(|e| e.into_inner());
+        let folder = self.series_folder(series);
+        let path = folder.join(name.hex()).with_extension("dcm");
+        let (there, reported) = {
+            let index = self.index();
+            let there = index.incoming.get(&series).and_then(|stamps| stamps.get(&name)).copied();
+            (there, index.reported.contains(&series))
+        };
+        if let Some(there) = there {
+            return if there.same_content(&stamp) && self.same_data_set(&path, received.file, &header)? {
+                Ok((Stored::Duplicate, None))
+            } else {
+                Err(self.conflict(received.source, &path, header))
+            };
+        }
+        if reported {
+            let known = read_reported(&self.folder.join("reported").join(series.hex())).map_err(io_error)?;
+            return match known.get(&name) {
+                Some(known) if known.same_content(&stamp) => Ok((Stored::Duplicate, None)),
+                _ => Err(Refused::Told(Rejection::new(
+                    RejectionCode::ConflictingDuplicate,
+                    format!("series {} was reported already; nothing is added to it", header.series),
+                )
+                .into())),
+            };
+        }
+        self.reserve(stamp.file_bytes)?;
+        let written = self.write_instance(series, &folder, &path, received.file);
+        if let Err(error) = written {
+            self.bytes.fetch_sub(stamp.file_bytes, Ordering::Relaxed);
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_dir(&folder);
+            return Err(Refused::Told(out_of_space(error)));
+        }
+        self.index().incoming.entry(series).or_default().insert(name, stamp);
+        Ok((Stored::New, Some(arrival(path, received.source, header, stamp.file_bytes))))
+    }
+
+    fn write_instance(&self, series: Name, folder: &Path, path: &Path, file: &[u8]) -> io::Result<()> {
+        // A folder that another sender is just making counts only once something in it was acknowledged.
+        if !self.index().incoming.contains_key(&series) {
+            make_folder(folder)?;
+            flush_folder(&self.folder.join("incoming"))?;
+        }
+        write_durably(path, file)
+    }
+
+    /// Claims room in the budget and makes sure that the disk has it.
+    fn reserve(&self, bytes: u64) -> Result<(), Refused> {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let full = |text: String| {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            Err(Refused::Told(IntakeError::OutOfResources(text)))
+        };
+        if before.saturating_add(bytes) > self.limits.bytes_max {
+            return full(format!("the spool holds {before} of at most {} bytes", self.limits.bytes_max));
+        }
+        let free = rustix::fs::statvfs(&self.folder).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        match free {
+            Ok(free) if free < bytes.saturating_add(FREE_BYTES_MIN) => full(format!("the disk has {free} bytes left")),
+            Ok(_) => Ok(()),
+            Err(e) => {
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                Err(Refused::Told(IntakeError::Io(e.into())))
+            }
+        }
+    }
+
+    /// The mark is on disk before the sender hears of it, so that a restart does not make a good series of a bad one.
+    fn conflict(&self, source: SourceId, path: &Path, header: Header) -> Refused {
+        let rejection = conflict_rejection(&header.sop_instance);
+        let mark = path.with_extension("conflict");
+        if let Err(error) = write_durably(&mark, &[]) {
+            return Refused::Told(out_of_space(error));
+        }
+        let (series, sop_instance) = (header.series, header.sop_instance);
+        Refused::AndReported(Arrival::Conflict { source, series, sop_instance, rejection })
+    }
+
+    /// What an instance says of itself; structure and sizes are sound then.
+    fn header(&self, file: &[u8]) -> Result<Header, Rejection> {
+        file::check_inflated_size(file, self.limits.instance_bytes_max)?;
+        Ok(Instance::parse(file)?.header)
+    }
+
+    /// Whether the file on disk holds the same transfer syntax and data set; file meta information may differ, since
+    /// every sender writes his own.
+    fn same_data_set(&self, path: &Path, file: &[u8], header: &Header) -> io::Result<bool> {
+        let kept = fs::read(path)?;
+        let Ok(theirs) = self.header(&kept) else { return Ok(false) };
+        Ok(theirs.transfer_syntax == header.transfer_syntax && file::data_set(file) == file::data_set(&kept))
+    }
+
+    fn set_aside(&self, path: &Path, damage: &Rejection) -> Result<(), SpoolError> {
+        let folder = self.folder.join("damaged");
+        make_folder(&folder).map_err(disk("make the folder", &folder))?;
+        let aside = folder.join(path.file_name().unwrap_or_default());
+        log::error!("{}: {damage}; set aside as {}", path.display(), aside.display());
+        fs::rename(path, &aside).map_err(disk("set aside", path))
+    }
+
+    fn clear_halves(&self) -> Result<(), SpoolError> {
+        let reported = self.folder.join("reported");
+        let mut remembered = Vec::new();
+        for path in sorted_entries(&reported)? {
+            match name_of_file(&path).filter(|_| path.extension().is_none()) {
+                Some(name) => {
+                    let written = fs::metadata(&path).and_then(|m| m.modified()).map_err(disk("read", &path))?;
+                    remembered.push((written, name));
+                }
+                None => remove(&path)?,
+            }
+        }
+        remembered.sort();
+        self.index().reported = remembered.into_iter().map(|(_, name)| name).collect();
+        for (_, folder) in self.series_folders()? {
+            for path in sorted_entries(&folder)? {
+                if path.extension().is_some_and(|e| e == "part") {
+                    remove(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn series_folders(&self) -> Result<Vec<(Name, PathBuf)>, SpoolError> {
+        let incoming = self.folder.join("incoming");
+        let entries = sorted_entries(&incoming)?.into_iter();
+        Ok(entries.filter(|path| path.is_dir()).filter_map(|path| Some((name_of_file(&path)?, path))).collect())
+    }
+
+    fn series_folder(&self, series: Name) -> PathBuf {
+        self.folder.join("incoming").join(series.hex())
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic elsewhere leaves the maps whole: every change to them is one call.
+        self.index.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Waits while the assembler is behind. When it is gone the service is going down, and what is on disk is found
+    /// again at the next start.
+    fn announce(&self, arrival: Arrival) {
+        let _ = self.arrivals.send(arrival);
+    }
+}
+
+/// An instance that is not kept.
+enum Refused {
+    Told(IntakeError),
+    /// The assembler has to know, too.
+    AndReported(Arrival),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Told(error.into())
+    }
+}
+
+impl Intake for Spool {
+    fn store(&self, received: Received<'_>) -> Result<Stored, IntakeError> {
+        if received.file.len() > self.limits.instance_bytes_max {
+            let text = format!("{} bytes in one instance, at most {} are taken", received.file.len(), self.limits.instance_bytes_max);
+            return Err(Rejection::new(RejectionCode::TooLarge, text).into());
+        }
+        let header = self.header(received.file)?;
+        if let Some(announced) = received.sop_instance.filter(|uid| **uid != header.sop_instance) {
+            let text = format!("announced as instance {announced}, but the data set is {}", header.sop_instance);
+            return Err(Rejection::new(RejectionCode::Malformed, text).into());
+        }
+        match self.keep(&received, header) {
+            Ok((stored, arrival)) => {
+                arrival.into_iter().for_each(|arrival| self.announce(arrival));
+                Ok(stored)
+            }
+            Err(Refused::Told(error)) => Err(error),
+            Err(Refused::AndReported(arrival)) => {
+                let Arrival::Conflict { rejection, .. } = &arrival else { unreachable!("only conflicts are reported") };
+                let error = IntakeError::Rejected(rejection.clone());
+                self.announce(arrival);
+                Err(error)
+            }
+        }
+    }
+
+    fn released(&self, source: SourceId) {
+        self.announce(Arrival::Released(source));
+    }
+
+    fn lost(&self, source: SourceId) {
+        self.announce(Arrival::Lost(source));
+    }
+}
+
+fn conflict_rejection(sop_instance: &Uid) -> Rejection {
+    let text = format!("two different images came as instance {sop_instance}");
+    Rejection::new(RejectionCode::ConflictingDuplicate, text)
+}
+
+/// The conflict a mark stands for; the instance it spoils is among those just recovered.
+fn recovered_conflict(mark: &Path, recovered: &[Arrival]) -> Option<Arrival> {
+    let spoilt = mark.with_extension("dcm");
+    recovered.iter().rev().find_map(|arrival| match arrival {
+        Arrival::Instance(instance) if instance.path == spoilt => Some(Arrival::Conflict {
+            source: SourceId::RECOVERED,
+            series: instance.series.clone(),
+            sop_instance: instance.sop_instance.clone(),
+            rejection: conflict_rejection(&instance.sop_instance),
+        }),
+        _ => None,
+    })
+}
+
+fn arrival(path: PathBuf, source: SourceId, header: Header, bytes: u64) -> Arrival {
+    let Header { sop_instance, series, study, .. } = header;
+    Arrival::Instance(SpooledInstance { path, source, sop_instance, series, study, bytes })
+}
+
+fn read_reported(path: &Path) -> Result<BTreeMap<Name, Stamp>, SpoolError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(e) => return Err(disk("read", path)(e)),
+    };
+    let entry = |line: &str| {
+        let mut words = line.split(' ');
+        let name = Name::parse(words.next()?)?;
+        let (file_bytes, data_set_bytes) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let crc = u32::from_str_radix(words.next()?, 16).ok()?;
+        Some((name, Stamp { file_bytes, data_set_bytes, crc }))
+    };
+    Ok(text.lines().filter_map(entry).collect())
+}
+
+fn out_of_space(error: io::Error) -> IntakeError {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            IntakeError::OutOfResources(error.to_string())
+        }
+        _ => IntakeError::Io(error),
+    }
+}
+
+fn io_error(error: SpoolError) -> Refused {
+    Refused::Told(IntakeError::Io(io::Error::other(error.to_string())))
+}
+
+/// Writes beside, flushes, renames, flushes the folder. On failure nothing is left, under either name.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let part = path.with_extension("part");
+    let written = (|| {
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, path)?;
+        flush_folder(path.parent().unwrap_or(Path::new(".")))
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn flush_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn remove(path: &Path) -> Result<(), SpoolError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(disk("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn name_of_file(path: &Path) -> Option<Name> {
+    path.file_stem()?.to_str().and_then(Name::parse)
+}
+
+fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, SpoolError> {
+    let entries = fs::read_dir(folder).map_err(disk("list", folder))?;
+    let mut paths = entries.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>().map_err(disk("list", folder))?;
+    paths.sort();
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{Receiver, unbounded};
+
+    use super::*;
+
+    const CT: &str = "1.2.840.10008.5.1.4.1.1.2";
+
+    fn uid(text: &str) -> Uid {
+        Uid::parse(text).unwrap()
+    }
+
+    /// A CT instance with `pixels` behind its UIDs.
+    fn instance(series: &str, sop_instance: &str, pixels: &[u8]) -> Vec<u8> {
+        let mut file = file::head(&uid(CT), &uid(sop_instance), &uid("1.2.840.10008.1.2.1"));
+        for (group, element, text) in
+            [(8, 0x16, CT), (8, 0x18, sop_instance), (0x20, 0xd, "1.2.3"), (0x20, 0xe, series)]
+        {
+            let odd = text.len() % 2;
+            file.extend_from_slice(&[group, 0, element, 0, b'U', b'I', (text.len() + odd) as u8, 0]);
+            file.extend_from_slice(text.as_bytes());
+            file.extend_from_slice(&[0][..odd]);
+        }
+        // One row of as many 8-bit pixels.
+        for (element, value) in [(0x10, 1), (0x11, pixels.len() as u8), (0x100, 8), (0x101, 8), (0x102, 7), (0x103, 0)] {
+            let [low, high] = u16::to_le_bytes(element);
+            file.extend_from_slice(&[0x28, 0, low, high, b'U', b'S', 2, 0, value, 0]);
+        }
+        file.extend_from_slice(&[0xe0, 0x7f, 0x10, 0, b'O', b'W', 0, 0]);
+        file.extend_from_slice(&(pixels.len() as u32).to_le_bytes());
+        file.extend_from_slice(pixels);
+        file
+    }
+
+    struct Bench {
+        spool: Spool,
+        arrivals: Receiver<Arrival>,
+    }
+
+    fn bench(folder: &Path, limits: SpoolLimits) -> Bench {
+        let (sender, arrivals) = unbounded();
+        Bench { spool: Spool::open(folder, limits, sender).unwrap(), arrivals }
+    }
+
+    impl Bench {
+        fn store(&self, file: &[u8]) -> Result<Stored, IntakeError> {
+            self.spool.store(Received { source: SourceId(7), sop_instance: None, file })
+        }
+    }
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for path in sorted_entries(folder).unwrap() {
+            if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+        }
+        found.retain(|path| path.file_name().unwrap() != "lock");
+        found
+    }
+
+    #[test]
+    fn what_is_acknowledged_is_found_again_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = bench(dir.path(), SpoolLimits::default());
+        let pairs = [("1.2.3.1", "1.2.3.1.1"), ("1.2.3.2", "1.2.3.2.1"), ("1.2.3.1", "1.2.3.1.2")];
+        for (series, sop) in pairs {
+            assert_eq!(first.store(&instance(series, sop, b"12")).unwrap(), Stored::New);
+        }
+        let told: Vec<Arrival> = first.arrivals.try_iter().collect();
+        let bytes = first.spool.bytes();
+        drop(first);
+        let second = bench(dir.path(), SpoolLimits::default());
+        let mut again = second.spool.recover().unwrap();
+        assert_eq!(second.spool.bytes(), bytes);
+        let mut expected: Vec<Arrival> = told
+            .into_iter()
+            .map(|arrival| match arrival {
+                Arrival::Instance(i) => Arrival::Instance(SpooledInstance { source: SourceId::RECOVERED, ..i }),
+                other => other,
+            })
+            .collect();
+        let key = |arrival: &Arrival| match arrival {
+            Arrival::Instance(i) => i.path.clone(),
+            _ => PathBuf::new(),
+        };
+        assert!(again.is_sorted_by_key(key), "the order is stable: by path");
+        expected.sort_by_key(key);
+        again.sort_by_key(key);
+        assert_eq!(again, expected);
+    }
+
+    #[test]
+    fn an_identical_duplicate_is_kept_once_whoever_wrote_its_file_meta() {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = bench(dir.path(), SpoolLimits::default());
+        let file = instance("1.2.3.1", "1.2.3.1.1", b"12");
+        assert_eq!(bench.store(&file).unwrap(), Stored::New);
+        let mut other_preamble = file.clone();
+        other_preamble[5] = b'X';
+        assert_eq!(bench.store(&other_preamble).unwrap(), Stored::Duplicate);
+        assert_eq!(bench.arrivals.try_iter().count(), 1, "the assembler hears of it once");
+        assert_eq!(files(dir.path()).len(), 1);
+    }
+
+    #[test]
+    fn other_bytes_under_the_same_uid_are_refused_and_the_assembler_learns_of_it_even_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = bench(dir.path(), SpoolLimits::default());
+        first.store(&instance("1.2.3.1", "1.2.3.1.1", b"12")).unwrap();
+        let refused = first.store(&instance("1.2.3.1", "1.2.3.1.1", b"34")).unwrap_err();
+        let IntakeError::Rejected(rejection) = refused else { panic!("{refused}") };
+        assert_eq!(rejection.code, RejectionCode::ConflictingDuplicate);
+        let conflict = first.arrivals.try_iter().nth(1).unwrap();
+        assert!(matches!(&conflict, Arrival::Conflict { series, .. } if *series == uid("1.2.3.1")));
+        drop(first);
+        let second = bench(dir.path(), SpoolLimits::default());
+        let again = second.spool.recover().unwrap();
+        assert!(matches!(&again[..], [Arrival::Instance(_), Arrival::Conflict { .. }]), "{again:?}");
+        second.spool.forget_series(&uid("1.2.3.1")).unwrap();
+        assert_eq!(files(&dir.path().join("incoming")), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_full_spool_says_so_and_keeps_nothing_of_the_instance() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = instance("1.2.3.1", "1.2.3.1.1", &[0; 100]);
+        let bench = bench(dir.path(), SpoolLimits { bytes_max: file.len() as u64, ..SpoolLimits::default() });
+        bench.store(&file).unwrap();
+        let more = instance("1.2.3.2", "1.2.3.2.1", b"1");
+        assert!(matches!(bench.store(&more), Err(IntakeError::OutOfResources(_))));
+        assert_eq!(files(dir.path()).len(), 1);
+        assert_eq!(bench.spool.bytes(), file.len() as u64);
+        bench.spool.forget_series(&uid("1.2.3.1")).unwrap();
+        assert_eq!(bench.spool.bytes(), 0);
+        assert_eq!(bench.store(&more).unwrap(), Stored::New, "room again once the report is out");
+    }
+
+    #[test]
+    fn a_reported_series_is_not_reported_twice_and_takes_nothing_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = bench(dir.path(), SpoolLimits::default());
+        let file = instance("1.2.3.1", "1.2.3.1.1", b"12");
+        first.store(&file).unwrap();
+        for _ in 0..2 {
+            first.spool.forget(&uid("1.2.3.1"), &[uid("1.2.3.1.1")]).unwrap();
+        }
+        assert_eq!(first.spool.bytes(), 0);
+        drop(first);
+        let second = bench(dir.path(), SpoolLimits::default());
+        assert_eq!(second.spool.recover().unwrap(), []);
+        assert!(second.spool.is_reported(&uid("1.2.3.1")));
+        assert_eq!(second.store(&file).unwrap(), Stored::Duplicate, "a sender who repeats himself is content");
+        assert!(second.store(&instance("1.2.3.1", "1.2.3.1.2", b"12")).is_err());
+        assert_eq!(second.arrivals.try_iter().count(), 0);
+    }
+
+    #[test]
+    fn what_came_too_late_for_the_report_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = bench(dir.path(), SpoolLimits::default());
+        bench.store(&instance("1.2.3.1", "1.2.3.1.1", b"12")).unwrap();
+        bench.store(&instance("1.2.3.1", "1.2.3.1.2", b"12")).unwrap();
+        bench.spool.forget(&uid("1.2.3.1"), &[uid("1.2.3.1.1")]).unwrap();
+        assert_eq!(files(&dir.path().join("incoming")).len(), 1);
+        assert!(bench.spool.bytes() > 0);
+    }
+
+    #[test]
+    fn halves_of_a_cut_are_cleared_and_damage_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = bench(dir.path(), SpoolLimits::default());
+        first.store(&instance("1.2.3.1", "1.2.3.1.1", b"12")).unwrap();
+        let whole = files(dir.path()).pop().unwrap();
+        drop(first);
+        fs::write(whole.with_extension("part"), b"half").unwrap();
+        fs::write(&whole, b"not DICOM any more").unwrap();
+        let second = bench(dir.path(), SpoolLimits::default());
+        assert_eq!(second.spool.recover().unwrap(), []);
+        assert_eq!(files(dir.path()), [dir.path().join("damaged").join(whole.file_name().unwrap())]);
+    }
+
+    #[test]
+    fn one_spool_serves_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = bench(dir.path(), SpoolLimits::default());
+        let second = Spool::open(dir.path(), SpoolLimits::default(), unbounded().0);
+        assert!(matches!(second, Err(SpoolError::InUse(_))));
+    }
+
+    #[test]
+    fn an_instance_that_is_not_the_one_announced_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = bench(dir.path(), SpoolLimits::default());
+        let (file, other) = (instance("1.2.3.1", "1.2.3.1.1", b"12"), uid("1.2.3.9"));
+        let received = Received { source: SourceId(7), sop_instance: Some(&other), file: &file };
+        assert!(matches!(bench.spool.store(received), Err(IntakeError::Rejected(_))));
+        assert_eq!(files(dir.path()), [] as [PathBuf; 0]);
+    }
+}
