@@ -1,0 +1,359 @@
+//! One candidate, segmented at the resolution of the series and measured.
+//!
+//! The threshold lies midway between the surrounding lung and the candidate's own core, so that the edge of a blurred
+//! sphere is where the sphere's is. What grows beyond a bounded ball or out of the closed lung is cut; vessels are cut
+//! by an opening with half the radius of the largest sphere that fits inside.
+
+use std::ops::Range;
+
+use ndarray::Array3;
+
+use super::candidates::Candidate;
+use super::features::{self, Region};
+use super::lungs::Lungs;
+use super::outline::{Axes, axes};
+use super::distance;
+use crate::finding::Laterality;
+use crate::volume::{Rescale, Volume};
+use crate::with_voxel_type;
+
+/// Marked voxels of one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Slice.
+    pub k: usize,
+    /// Row.
+    pub j: usize,
+    /// Columns.
+    pub columns: Range<usize>,
+}
+
+/// A segmented candidate.
+#[derive(Debug, Clone)]
+pub struct Nodule {
+    /// Mean of the voxels' indices, `[k, j, i]`.
+    pub centroid_voxel: [f64; 3],
+    /// How many.
+    pub voxels: usize,
+    /// Their volume.
+    pub volume_mm3: f64,
+    /// Of a sphere of that volume.
+    pub equivalent_diameter_mm: f64,
+    /// Their mean.
+    pub mean_hu: f64,
+    /// Callipers in the axial plane.
+    pub axes: Axes,
+    /// Which lung.
+    pub side: Option<Laterality>,
+    /// Where they are.
+    pub spans: Vec<Span>,
+    /// The network's highest logit.
+    pub logit: f64,
+    /// The blob detector's response.
+    pub blob: f64,
+    /// In the order of [`features::NAMES`].
+    pub features: Vec<f64>,
+    centroid_mm: [f64; 3],
+}
+
+/// Nodules end at 30 mm and masses are larger: what does not fit a box of twice this is measured as far as it goes.
+const REACH_MM_MAX: f64 = 45.0;
+/// Room for the features' surroundings.
+const REACH_MM_MIN: f64 = 14.0;
+
+impl Nodule {
+    /// Segments and measures a candidate; None when nothing there is brighter than the lung around it.
+    pub fn segment(
+        volume: &Volume,
+        lungs: &Lungs,
+        bounds: Option<&([f64; 3], [f64; 3])>,
+        candidate: &Candidate,
+    ) -> Option<Self> {
+        let reach = (0.9 * candidate.diameter_mm + 6.0).clamp(REACH_MM_MIN, REACH_MM_MAX);
+        let cut = Cut::out_of(volume, lungs, candidate.centre_mm, reach)?;
+        let lung_hu = cut.lung_hu();
+        let (seed, core_hu) = cut.core(candidate)?;
+        let threshold = ((lung_hu + core_hu.min(60.0)) / 2.0).clamp(-720.0, -300.0);
+        let ball = (0.8 * candidate.diameter_mm + 3.0).min(reach);
+        let grown = cut.grow(seed, threshold, ball, lungs);
+        let opened = cut.open(&grown, seed, candidate.diameter_mm);
+        let mask = if opened.count >= 3 { opened } else { grown.clone_mask() };
+        if mask.count == 0 {
+            return None;
+        }
+        Some(Self::measure(volume, lungs, bounds, candidate, &cut, &grown, mask, core_hu))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the last step of one chain, called once")]
+    fn measure(
+        volume: &Volume,
+        lungs: &Lungs,
+        bounds: Option<&([f64; 3], [f64; 3])>,
+        candidate: &Candidate,
+        cut: &Cut,
+        grown: &Mask,
+        mask: Mask,
+        core_hu: f64,
+    ) -> Self {
+        let mut sum = [0.0; 3];
+        let mut hu = 0.0;
+        let mut spans: Vec<Span> = Vec::new();
+        let mut best = Axes::default();
+        for k in 0..cut.shape[0] {
+            let mut pixels = Vec::new();
+            for j in 0..cut.shape[1] {
+                for i in 0..cut.shape[2] {
+                    if !mask.marked[[k, j, i]] {
+                        continue;
+                    }
+                    pixels.push((j, i));
+                    let voxel = [k + cut.first[0], j + cut.first[1], i + cut.first[2]];
+                    sum.iter_mut().zip(voxel).for_each(|(s, v)| *s += v as f64);
+                    hu += f64::from(cut.hu[[k, j, i]]);
+                    match spans.last_mut() {
+                        Some(s) if (s.k, s.j, s.columns.end) == (voxel[0], voxel[1], voxel[2]) => s.columns.end += 1,
+                        _ => spans.push(Span { k: voxel[0], j: voxel[1], columns: voxel[2]..voxel[2] + 1 }),
+                    }
+                }
+            }
+            let marked = |y: isize, x: isize| {
+                let inside = y >= 0 && x >= 0 && (y as usize) < cut.shape[1] && (x as usize) < cut.shape[2];
+                inside && mask.marked[[k, y as usize, x as usize]]
+            };
+            let here = axes(&pixels, marked, [cut.spacing_mm[1], cut.spacing_mm[2]]);
+            if here.long_mm > best.long_mm {
+                best = here;
+            }
+        }
+        let count = mask.count as f64;
+        let centroid_voxel = sum.map(|s| s / count);
+        let centroid_mm = lungs.frame().voxel_mm(centroid_voxel);
+        let volume_mm3 = count * volume.affine().determinant().abs();
+        let equivalent_diameter_mm = libm::cbrt(6.0 * volume_mm3 / std::f64::consts::PI);
+        let side = lungs.closed_side(centroid_mm).or_else(|| lungs.closed_side(candidate.centre_mm));
+        let region = Region {
+            hu: &cut.hu,
+            spacing_mm: cut.spacing_mm,
+            mask: &mask.marked,
+            grown: &grown.marked,
+            centroid: std::array::from_fn(|a| centroid_voxel[a] - cut.first[a] as f64),
+            voxel_mm3: volume.affine().determinant().abs(),
+        };
+        let place = features::Place {
+            depth_mm: lungs.depth_mm(centroid_mm, 25.0),
+            in_lung: lungs.is_lung_at(centroid_mm),
+            relative: bounds.map_or([0.5; 3], |(low, high)| {
+                std::array::from_fn(|a| ((centroid_mm[a] - low[a]) / (high[a] - low[a]).max(1.0)).clamp(0.0, 1.0))
+            }),
+        };
+        Self {
+            centroid_voxel,
+            voxels: mask.count,
+            volume_mm3,
+            equivalent_diameter_mm,
+            mean_hu: hu / count,
+            axes: best,
+            side,
+            spans,
+            logit: candidate.logit(),
+            blob: candidate.blob,
+            features: features::compute(candidate, &region, &place, &best, core_hu),
+            centroid_mm,
+        }
+    }
+
+    /// Whether both are the same thing: the centre of one lies well inside the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let d: f64 = (0..3).map(|a| (self.centroid_mm[a] - other.centroid_mm[a]).powi(2)).sum();
+        d.sqrt() < (0.5 * self.equivalent_diameter_mm.max(other.equivalent_diameter_mm)).max(2.0)
+    }
+}
+
+/// A box of voxels round a candidate.
+struct Cut {
+    first: [usize; 3],
+    shape: [usize; 3],
+    spacing_mm: [f64; 3],
+    centre: [f64; 3],
+    hu: Array3<f32>,
+}
+
+/// Marked voxels of a box.
+struct Mask {
+    marked: Array3<bool>,
+    count: usize,
+}
+
+impl Mask {
+    fn clone_mask(&self) -> Self {
+        Self { marked: self.marked.clone(), count: self.count }
+    }
+}
+
+impl Cut {
+    fn out_of(volume: &Volume, lungs: &Lungs, centre_mm: [f64; 3], reach_mm: f64) -> Option<Self> {
+        let frame = lungs.frame();
+        let mut low = [f64::INFINITY; 3];
+        let mut high = [f64::NEG_INFINITY; 3];
+        for corner in 0..8 {
+            let at = std::array::from_fn(|a| centre_mm[a] + if corner >> a & 1 == 0 { -reach_mm } else { reach_mm });
+            for (a, v) in frame.voxel_at(at).into_iter().enumerate() {
+                low[a] = low[a].min(v);
+                high[a] = high[a].max(v);
+            }
+        }
+        let shape = volume.shape();
+        let first: [usize; 3] = std::array::from_fn(|a| low[a].floor().clamp(0.0, shape[a] as f64) as usize);
+        let end: [usize; 3] = std::array::from_fn(|a| (high[a].ceil() + 1.0).clamp(0.0, shape[a] as f64) as usize);
+        if (0..3).any(|a| end[a] <= first[a]) {
+            return None;
+        }
+        let size: [usize; 3] = std::array::from_fn(|a| end[a] - first[a]);
+        let at = frame.voxel_at(centre_mm);
+        Some(Self {
+            first,
+            shape: size,
+            spacing_mm: volume.spacing().zyx_mm(),
+            centre: std::array::from_fn(|a| (at[a] - first[a] as f64).clamp(0.0, size[a] as f64 - 1.0)),
+            hu: read_box(volume, first, size),
+        })
+    }
+
+    fn mm2(&self, a: [usize; 3], b: [f64; 3]) -> f64 {
+        (0..3).map(|n| ((a[n] as f64 - b[n]) * self.spacing_mm[n]).powi(2)).sum()
+    }
+
+    /// Median of what is clearly lung; that of a healthy lung when there is next to none.
+    fn lung_hu(&self) -> f64 {
+        let mut air: Vec<f32> = self.hu.iter().copied().filter(|v| (-1000.0..-600.0).contains(v)).collect();
+        if air.len() < 50 {
+            return -850.0;
+        }
+        let middle = air.len() / 2;
+        f64::from(*air.select_nth_unstable_by(middle, f32::total_cmp).1)
+    }
+
+    /// The brightest spot near the centre, as mean over its neighbours in plane: where, and how bright.
+    fn core(&self, candidate: &Candidate) -> Option<([usize; 3], f64)> {
+        let near = (0.3 * candidate.diameter_mm).clamp(1.5, 6.0).powi(2);
+        let mut best: Option<([usize; 3], f64)> = None;
+        for k in 0..self.shape[0] {
+            for j in 1..self.shape[1].saturating_sub(1) {
+                for i in 1..self.shape[2].saturating_sub(1) {
+                    if self.mm2([k, j, i], self.centre) > near {
+                        continue;
+                    }
+                    let mut sum = 0.0;
+                    for q in j - 1..=j + 1 {
+                        for r in i - 1..=i + 1 {
+                            sum += f64::from(self.hu[[k, q, r]]);
+                        }
+                    }
+                    if best.is_none_or(|(_, most)| sum / 9.0 > most) {
+                        best = Some(([k, j, i], sum / 9.0));
+                    }
+                }
+            }
+        }
+        // Slices further apart than the search reaches: the nearest voxel.
+        best.or_else(|| {
+            let at = self.centre.map(|v| v.round() as usize);
+            self.hu.get(at).map(|v| (at, f64::from(*v)))
+        })
+    }
+
+    /// What is connected with the seed above the threshold, inside a ball round the centre and inside the closed lung.
+    fn grow(&self, seed: [usize; 3], threshold: f64, ball_mm: f64, lungs: &Lungs) -> Mask {
+        let mut allowed = Array3::from_elem(self.shape, false);
+        for (k, mut slice) in allowed.outer_iter_mut().enumerate() {
+            lungs.closed_window(k + self.first[0], [self.first[1], self.first[2]], slice.view_mut());
+        }
+        let ball = ball_mm * ball_mm;
+        let mut marked = Array3::from_elem(self.shape, false);
+        let mut count = 0;
+        let fits = |at: [usize; 3]| {
+            f64::from(self.hu[at]) >= threshold && allowed[at] && self.mm2(at, self.centre) <= ball
+        };
+        if !fits(seed) {
+            return Mask { marked, count };
+        }
+        marked[seed] = true;
+        let mut stack = vec![seed];
+        while let Some(at) = stack.pop() {
+            count += 1;
+            for axis in 0..3 {
+                for up in [false, true] {
+                    let mut next = at;
+                    if up { next[axis] += 1 } else { next[axis] = next[axis].wrapping_sub(1) }
+                    if next[axis] < self.shape[axis] && !marked[next] && fits(next) {
+                        marked[next] = true;
+                        stack.push(next);
+                    }
+                }
+            }
+        }
+        Mask { marked, count }
+    }
+
+    /// Cuts vessels: an opening whose ball has half the radius of the largest that fits, and what is left round it.
+    fn open(&self, grown: &Mask, seed: [usize; 3], diameter_mm: f64) -> Mask {
+        let empty = || Mask { marked: Array3::from_elem(self.shape, false), count: 0 };
+        if grown.count == 0 {
+            return empty();
+        }
+        let inside = distance::squared_mm(self.shape, self.spacing_mm, |at| !grown.marked[at]);
+        let near = (0.5 * diameter_mm).max(3.0).powi(2);
+        let mut deepest = (seed, 0.0f32);
+        let seed_at = seed.map(|v| v as f64);
+        for ((k, j, i), d) in inside.indexed_iter() {
+            if d.is_finite() && *d > deepest.1 && self.mm2([k, j, i], seed_at) <= near {
+                deepest = ([k, j, i], *d);
+            }
+        }
+        let pixel = self.spacing_mm[1].max(self.spacing_mm[2]);
+        let radius = (0.5 * f64::from(deepest.1).sqrt()).clamp(0.6 * pixel, 5.0);
+        let eroded = |at: [usize; 3]| f64::from(inside[at]) > radius * radius;
+        if !eroded(deepest.0) {
+            return empty();
+        }
+        let mut core = Array3::from_elem(self.shape, false);
+        core[deepest.0] = true;
+        let mut stack = vec![deepest.0];
+        while let Some(at) = stack.pop() {
+            for axis in 0..3 {
+                for up in [false, true] {
+                    let mut next = at;
+                    if up { next[axis] += 1 } else { next[axis] = next[axis].wrapping_sub(1) }
+                    if next[axis] < self.shape[axis] && !core[next] && eroded(next) {
+                        core[next] = true;
+                        stack.push(next);
+                    }
+                }
+            }
+        }
+        let outside = distance::squared_mm(self.shape, self.spacing_mm, |at| core[at]);
+        let mut count = 0;
+        let marked = Array3::from_shape_fn(self.shape, |(k, j, i)| {
+            let kept = grown.marked[[k, j, i]] && f64::from(outside[[k, j, i]]) <= (radius * radius) * 1.000_001;
+            count += usize::from(kept);
+            kept
+        });
+        Mask { marked, count }
+    }
+}
+
+/// Real values of a box of voxels.
+fn read_box(volume: &Volume, first: [usize; 3], size: [usize; 3]) -> Array3<f32> {
+    let Rescale { slope, intercept } = volume.rescale();
+    let (a, b) = (slope as f32, intercept as f32);
+    let mut out = Array3::zeros(size);
+    for (k, mut slice) in out.outer_iter_mut().enumerate() {
+        with_voxel_type!(volume.voxel_type(), T => {
+            use crate::volume::Voxel;
+            let stored = volume.stored_slice::<T>(k + first[0]).expect("the type is the volume's own");
+            let part = stored.slice(ndarray::s![first[1]..first[1] + size[1], first[2]..first[2] + size[2]]);
+            slice.zip_mut_with(&part, |o, v| *o = v.to_f32() * a + b);
+        });
+    }
+    out
+}

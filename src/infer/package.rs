@@ -1,0 +1,415 @@
+//! Model packages: a folder that explains itself, checked before anything of it runs.
+//!
+//! `model.toml` says what goes in and what comes out, and pins every other file of the package by its SHA-256. So the
+//! digest of `model.toml` names the whole package, and an ed25519 signature over it (`model.sig`) signs the whole.
+//! The default packages are inside the binary; a folder given with `--models` overrides them name by name.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::{Signature, VerifyingKey};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::engine::{EngineError, Network};
+use super::forest::{BadForest, Forest};
+use super::manifest::{BadManifest, Kind, Manifest};
+
+/// A file larger than this is no network for a small board; without a cap a stray file in a folder would fill memory.
+pub const FILE_BYTES_MAX: u64 = 64 << 20;
+/// `model.toml` is written by people; a longer one is something else.
+pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+const MANIFEST: &str = "model.toml";
+const SIGNATURE: &str = "model.sig";
+const NETWORK: &str = "model.onnx";
+const FOREST: &str = "forest.json";
+
+/// The packages inside the binary: name, then `(path in the package, bytes)`.
+type Embedded = &'static [(&'static str, &'static [(&'static str, &'static [u8])])];
+include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+/// Why a package is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// A file that cannot be read or written.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// `read`, `write`.
+        doing: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// No package of this name.
+    #[error("there is no model package {name:?}; there are: {}", known.join(", "))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// `model.toml` makes no sense.
+    #[error("package {package}: {source}")]
+    Manifest {
+        /// Which package.
+        package: String,
+        /// What is wrong.
+        source: BadManifest,
+    },
+    /// A file is missing, not listed, or not what the manifest pins.
+    #[error("package {package}: {file} {why}")]
+    File {
+        /// Which package.
+        package: String,
+        /// Which file.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No signature where one is demanded, or a wrong one.
+    #[error("package {package}: {why}")]
+    Signature {
+        /// Which package.
+        package: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The network does not load or does not run.
+    #[error("package {package}: {source}")]
+    Engine {
+        /// Which package.
+        package: String,
+        /// The engine's answer.
+        source: EngineError,
+    },
+    /// The forest does not load.
+    #[error("package {package}: {source}")]
+    Forest {
+        /// Which package.
+        package: String,
+        /// What is wrong.
+        source: BadForest,
+    },
+    /// The network is not what the manifest says it is.
+    #[error("package {package}: {why}")]
+    Mismatch {
+        /// Which package.
+        package: String,
+        /// What differs.
+        why: String,
+    },
+}
+
+/// What a package must show before it is believed.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    /// When set, every package from a folder must be signed with its private half.
+    pub public_key: Option<VerifyingKey>,
+}
+
+impl Trust {
+    /// A board that demands signatures by this ed25519 public key, 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// A sentence when the text is no such key.
+    pub fn demanding(public_key_hex: &str) -> Result<Self, String> {
+        let bytes = unhex::<32>(public_key_hex.trim())
+            .ok_or_else(|| format!("not an ed25519 public key of 64 hexadecimal digits: {public_key_hex:?}"))?;
+        let key = VerifyingKey::from_bytes(&bytes).map_err(|e| format!("not an ed25519 public key: {e}"))?;
+        Ok(Self { public_key: Some(key) })
+    }
+}
+
+/// What the report says about a model: enough to get the very same one again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelId {
+    /// Name of the package.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// SHA-256 of its `model.toml`, which pins every other file.
+    pub sha256: String,
+}
+
+/// A package whose manifest made sense and whose files are the pinned ones.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// What `model.toml` says.
+    pub manifest: Manifest,
+    id: ModelId,
+    files: BTreeMap<String, Cow<'static, [u8]>>,
+}
+
+impl Package {
+    /// Reads and checks the package in a folder.
+    ///
+    /// # Errors
+    /// [`PackageError`], with the reason, for whatever is not exactly as the manifest says.
+    pub fn read(dir: &Path, trust: &Trust) -> Result<Self, PackageError> {
+        let name = dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let text = read_capped(&dir.join(MANIFEST), MANIFEST_BYTES_MAX)?;
+        if let Some(key) = &trust.public_key {
+            let path = dir.join(SIGNATURE);
+            let signature = match path.exists() {
+                true => Some(read_capped(&path, 4096)?),
+                false => None,
+            };
+            verify(&name, key, &text, signature.as_deref())?;
+        }
+        Self::assemble(&name, &text, |file| read_capped(&dir.join(file), FILE_BYTES_MAX).map(Cow::Owned))
+    }
+
+    /// One of the packages inside the binary.
+    fn embedded(name: &str, files: &'static [(&'static str, &'static [u8])]) -> Result<Self, PackageError> {
+        let find = |file: &str| {
+            files.iter().find(|(path, _)| *path == file).map(|(_, bytes)| *bytes).ok_or_else(|| PackageError::File {
+                package: name.into(),
+                file: file.into(),
+                why: "is missing".into(),
+            })
+        };
+        Self::assemble(name, find(MANIFEST)?, |file| find(file).map(Cow::Borrowed))
+    }
+
+    fn assemble(
+        name: &str,
+        manifest: &[u8],
+        read: impl Fn(&str) -> Result<Cow<'static, [u8]>, PackageError>,
+    ) -> Result<Self, PackageError> {
+        let bad = |source| PackageError::Manifest { package: name.into(), source };
+        let text = std::str::from_utf8(manifest).map_err(|_| bad(BadManifest::new("model.toml", "is not UTF-8")))?;
+        let parsed = Manifest::parse(text).map_err(bad)?;
+        let mut files = BTreeMap::new();
+        for (file, want) in &parsed.files {
+            let bytes = read(file)?;
+            let got = hex(&Sha256::digest(&bytes));
+            if got != *want {
+                return Err(PackageError::File {
+                    package: name.into(),
+                    file: file.clone(),
+                    why: format!("is not the file the manifest pins: its SHA-256 is {got}, the manifest says {want}"),
+                });
+            }
+            files.insert(file.clone(), bytes);
+        }
+        let main = if parsed.kind == Kind::Forest { FOREST } else { NETWORK };
+        if !files.contains_key(main) {
+            return Err(bad(BadManifest::new("files", format!("does not list {main}"))));
+        }
+        let id = ModelId {
+            name: parsed.name.clone(),
+            version: parsed.version.clone(),
+            sha256: hex(&Sha256::digest(manifest)),
+        };
+        Ok(Self { manifest: parsed, id, files })
+    }
+
+    /// Name, version and digest for the report.
+    pub fn id(&self) -> &ModelId {
+        &self.id
+    }
+
+    /// The files of the package, `model.toml` left out.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_ref()))
+    }
+
+    /// One file.
+    pub fn file(&self, name: &str) -> Option<&[u8]> {
+        self.files.get(name).map(AsRef::as_ref)
+    }
+
+    /// Loads the network and compares its input with the manifest's.
+    ///
+    /// # Errors
+    /// [`PackageError::Engine`], and [`PackageError::Mismatch`] when file and manifest disagree.
+    pub fn network(&self) -> Result<Network, PackageError> {
+        let package = || self.id.name.clone();
+        let Some(onnx) = self.file(NETWORK) else {
+            return Err(PackageError::Mismatch { package: package(), why: "a forest has no network to load".into() });
+        };
+        let network = Network::load(onnx).map_err(|source| PackageError::Engine { package: package(), source })?;
+        let want = &self.manifest.input.shape;
+        match network.input_shapes() {
+            [got] if got == want => Ok(network),
+            got => Err(PackageError::Mismatch {
+                package: package(),
+                why: format!("the manifest says one input of shape {want:?}, the network takes {got:?}"),
+            }),
+        }
+    }
+
+    /// Loads the forest.
+    ///
+    /// # Errors
+    /// [`PackageError::Forest`], and [`PackageError::Mismatch`] when the package is of another kind.
+    pub fn forest(&self) -> Result<Forest, PackageError> {
+        let package = || self.id.name.clone();
+        let Some(json) = self.file(FOREST) else {
+            return Err(PackageError::Mismatch { package: package(), why: "holds no forest".into() });
+        };
+        Forest::parse(json).map_err(|source| PackageError::Forest { package: package(), source })
+    }
+
+    /// Files in the folder that the manifest does not pin; a package to be trusted has none.
+    ///
+    /// # Errors
+    /// [`PackageError::Io`] when the folder cannot be listed.
+    pub fn unlisted(&self, dir: &Path) -> Result<Vec<String>, PackageError> {
+        let mut found = Vec::new();
+        list(dir, "", &mut found)?;
+        found.retain(|f| f != MANIFEST && f != SIGNATURE && !self.files.contains_key(f));
+        Ok(found)
+    }
+
+    /// Copies a checked package from `dir` into the models folder, whole or not at all, and says where it is now.
+    ///
+    /// # Errors
+    /// As [`Package::read`], and [`PackageError::Io`] while writing.
+    pub fn install(dir: &Path, models: &Path, trust: &Trust) -> Result<(Self, PathBuf), PackageError> {
+        let package = Self::read(dir, trust)?;
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PackageError::Io { doing: "write", path, source }
+        };
+        let target = models.join(&package.id.name);
+        let staging = models.join(format!(".{}.new", package.id.name));
+        let old = models.join(format!(".{}.old", package.id.name));
+        let _ = fs::remove_dir_all(&staging);
+        let _ = fs::remove_dir_all(&old);
+        fs::create_dir_all(&staging).map_err(io(&staging))?;
+        let beside = [MANIFEST, SIGNATURE].into_iter().filter(|name| dir.join(name).exists());
+        for name in beside {
+            let bytes = read_capped(&dir.join(name), MANIFEST_BYTES_MAX)?;
+            fs::write(staging.join(name), bytes).map_err(io(&staging))?;
+        }
+        for (name, bytes) in package.files() {
+            let path = staging.join(name);
+            let parent = path.parent().expect("a file of the package lies in its folder");
+            fs::create_dir_all(parent).map_err(io(parent))?;
+            fs::write(&path, bytes).map_err(io(&path))?;
+        }
+        if target.exists() {
+            fs::rename(&target, &old).map_err(io(&target))?;
+        }
+        fs::rename(&staging, &target).map_err(io(&target))?;
+        let _ = fs::remove_dir_all(&old);
+        Ok((package, target))
+    }
+}
+
+/// The packages a box has: those in the binary, and those of a folder, which come first.
+#[derive(Debug, Clone, Default)]
+pub struct Models {
+    dir: Option<PathBuf>,
+    trust: Trust,
+}
+
+impl Models {
+    /// Packages of `dir` where it has them, of the binary otherwise. Those in the binary need no signature: whoever
+    /// trusts the binary trusts them.
+    pub fn new(dir: Option<PathBuf>, trust: Trust) -> Self {
+        Self { dir, trust }
+    }
+
+    /// Name and origin (`built in` or the folder) of every package, sorted by name.
+    pub fn list(&self) -> Vec<(String, Option<PathBuf>)> {
+        let mut all: BTreeMap<String, Option<PathBuf>> =
+            EMBEDDED.iter().map(|(name, _)| ((*name).to_owned(), None)).collect();
+        let entries = self.dir.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') && entry.path().join(MANIFEST).is_file() {
+                all.insert(name, Some(entry.path()));
+            }
+        }
+        all.into_iter().collect()
+    }
+
+    /// Whether there is a package of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.list().iter().any(|(known, _)| known == name)
+    }
+
+    /// Reads and checks a package by name.
+    ///
+    /// # Errors
+    /// [`PackageError`].
+    pub fn package(&self, name: &str) -> Result<Package, PackageError> {
+        let known = self.list();
+        match known.iter().find(|(n, _)| n == name) {
+            Some((_, Some(dir))) => Package::read(dir, &self.trust),
+            Some((_, None)) => {
+                let (_, files) = EMBEDDED.iter().find(|(n, _)| *n == name).expect("the list is made from it");
+                Package::embedded(name, files)
+            }
+            None => Err(PackageError::Unknown {
+                name: name.into(),
+                known: known.into_iter().map(|(n, _)| n).collect(),
+            }),
+        }
+    }
+}
+
+fn verify(package: &str, key: &VerifyingKey, text: &[u8], signature: Option<&[u8]>) -> Result<(), PackageError> {
+    let refuse = |why| PackageError::Signature { package: package.into(), why };
+    let bytes = signature.ok_or_else(|| refuse("this board takes signed packages only, and it has no model.sig"))?;
+    let bytes: [u8; 64] = match bytes.try_into() {
+        Ok(raw) => raw,
+        Err(_) => std::str::from_utf8(bytes)
+            .ok()
+            .and_then(|text| unhex(text.trim()))
+            .ok_or_else(|| refuse("model.sig is not an ed25519 signature (64 bytes, or 128 hexadecimal digits)"))?,
+    };
+    key.verify_strict(text, &Signature::from_bytes(&bytes))
+        .map_err(|_| refuse("model.sig does not sign this model.toml with the key this board trusts"))
+}
+
+fn read_capped(path: &Path, bytes_max: u64) -> Result<Vec<u8>, PackageError> {
+    let io = |source| PackageError::Io { doing: "read", path: path.to_owned(), source };
+    let file = fs::File::open(path).map_err(io)?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > bytes_max {
+        let text = format!("the file is longer than {bytes_max} bytes");
+        return Err(io(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text)));
+    }
+    Ok(bytes)
+}
+
+fn list(dir: &Path, prefix: &str, into: &mut Vec<String>) -> Result<(), PackageError> {
+    let io = |source| PackageError::Io { doing: "read", path: dir.to_owned(), source };
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.file_type().map_err(io)?.is_dir() {
+            list(&entry.path(), &format!("{name}/"), into)?;
+        } else {
+            into.push(name);
+        }
+    }
+    into.sort();
+    Ok(())
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    let mut out = [0; N];
+    if digits.len() != 2 * N || !digits.is_ascii() {
+        return None;
+    }
+    for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(out)
+}
