@@ -1,4 +1,8 @@
 //! Networks: packages that explain themselves, the engine that runs them, tiles over volumes, and the forest. Knows no medicine.
 
 pub mod engine;
+pub mod forest;
+pub mod grid;
+pub mod manifest;
 mod onnx;
+pub mod package;
