@@ -1,0 +1,102 @@
+"""The cards: what a model was made from, what it can and cannot do. Figures come from a results file, never from here."""
+
+ATTRIBUTION = """## Data and attribution
+
+Images: 4D-Lung, patient 113_HM10395 (Hugo et al., CC BY 3.0, doi 10.7937/K9/TCIA.2016.ELN8YGLE); Lung-PET-CT-Dx, A0001
+(Li et al., CC BY 4.0, doi 10.7937/TCIA.2020.NNC2-0461); LIDC-IDRI-0314 and LIDC-IDRI-0002 (Armato et al., CC BY 3.0, doi
+10.7937/K9/TCIA.2015.LO9QL9SX); two lung CT distributed with pyradiomics 3.0.1 (BSD-3-Clause). LIDC-IDRI-0001 is the test
+case: neither network nor any threshold has seen it. No image is part of this package; the golden pair is a drawing.
+"""
+
+NOT_A_DEVICE = """## What it is not
+
+No medical device. Made from six patients; not validated for diagnosis; not to be used to decide about a patient.
+"""
+
+
+def _results(path):
+    return path.read_text() if path else "Not yet measured for this version.\n"
+
+
+def lung_seg(results):
+    return f"""# lung-seg
+
+Right and left lung in chest CT, slice by slice at 3 mm, for cropping, gating and lung volume.
+
+- Input `[1, 1, 160, 160]`: one axial slice, columns to the patient's left, rows to the back, 3 mm, centre of the image in
+  the centre, -1000 HU outside; HU -1000..400 to 0..1.
+- Output `[1, 3, 160, 160]`: logits of background, right lung, left lung. Sides are the patient's, by place in the image:
+  trained with mirrored slices and exchanged labels, so a mirrored heart does not exchange the lungs.
+- A 2-D U-Net of four poolings, 0.144 GMAC a slice, int8 (QDQ, opset 13).
+
+## How an exam uses it
+
+Exactly `scanside_train/lungs.py`: `network_planes`, `to_full_grid`, `refine`.
+
+1. Slices: every `max(1, floor(2.5 / dz + 0.5))`-th from slice 0, and the last.
+2. In plane: a box mean of `max(1, floor(3 / spacing + 0.5))` pixels each way (edge pixels repeated; an even box reaches one
+   further to lower indices), then linear sampling at 3 mm, centre on centre; outside the image -1000 HU.
+3. The arg max; back to the image's grid by nearest neighbour in plane and along slices (of two equally near, the lower).
+4. Each side, right first: keep the largest 6-connected piece and all of at least 5 % of it. `core` = eroded in plane by a
+   disc of 4.5 mm, `wide` = dilated in plane by a disc of 3 mm less the other side's network mask. The lung is `core` and
+   the voxels of `wide` below -500 HU; closed in plane by a disc of 6 mm, holes of each slice filled, cut back to `wide`.
+
+## Labels
+
+Nobody drew them. Training masks were made by thresholds, airway tracking, splitting and closing, known tumours filled in
+within the convex hull, and looked at. Augmentation: turning, scaling, shifting, mirroring, density, noise, blur, cut fields
+of view, soft-tissue blobs inside the lungs (so that tumours and consolidation stay inside the mask). The two cropped cases
+were put back into a drawn body.
+
+## Measured
+
+{_results(results)}
+## Limits
+
+Six adult patients, lying on their back. Not trained on: children, one lung removed, large effusions (an effusion is not lung
+here), gantry tilt, images whose lungs leave the 480 mm field. The trachea and main bronchi are not lung.
+
+{ATTRIBUTION}
+{NOT_A_DEVICE}"""
+
+
+def nodule_detect(results):
+    return f"""# nodule-detect
+
+Candidates for lung nodules and masses in chest CT, in 3-D, on a pyramid of two grids.
+
+- Input `[1, 1, 64, 64, 64]` (any multiple of 4 works): cubes of 1.5 mm, or of 3 mm for the coarse level; axes to the head, the
+  back, the patient's left; HU -1000..400 to 0..1; -1000 HU outside.
+- Output at stride 2, cell c at voxel 2 c + 0.5: `heatmap` `[1, 1, 32, 32, 32]`, logit of a centre here; `box`
+  `[1, 4, 32, 32, 32]`: (dz, dy, dx) from the cell's centre to the nodule's in mm, and ln(diameter in mm). The network knows
+  no spacing: at pyramid factor f multiply offsets and diameter by f.
+- The fine level answers for 3 to 32 mm, the coarse one for 8 to 90 mm (its finds below 10 mm are dropped).
+- int8 (QDQ, opset 13), 1.02 GMAC a tile of 64, 3.9 kMAC a voxel.
+
+## How an exam uses it
+
+Exactly `scanside_train/detect.py`. Resample by a box mean of `max(1, floor(target / spacing + 0.5))` voxels along each axis
+and linear sampling, centre on centre. Tiles with a halo of 8 whose inner 48 cover the bounding box of the gate; tiles whose
+inner part holds no gate voxel are skipped. A candidate is a cell of the inner part no lower than its 26 neighbours and above
+`candidate_logit_min`, whose decoded centre lies in the gate. Then over both levels: strongest first, a candidate within half the
+larger diameter of a stronger one goes. The gate is each lung closed by its per-slice convex hull (where that is at most 1.6
+times the lung's area), grown by 4 mm.
+
+## Training
+
+Real lungs, inserted nodules: outlines of 1,280 LIDC-IDRI nodules by one of their readers, as shapes at 3 to 30 mm (to 70 mm on the
+coarse grid), turned and mirrored; solid, part-solid, ground glass and calcified densities by the readers' texture rating;
+blurred by a scanner's point spread and slice, with the noise of their surroundings; free, at the pleura, at vessels. Real
+annotated lesions of the training cases are nodules too. Everything else in those lungs is not. Slices of 2 to 5 mm, sharp and soft
+kernels, noise, calibration and inspiration are imitated.
+
+## Measured
+
+{_results(results)}
+## Limits
+
+Six adult patients make the background, so vessels and scars of other lungs may be taken for nodules: use the second stage
+(`nodule-class`). Inserted nodules are not found ones: figures on them flatter. Below 4 mm nothing is promised.
+
+{ATTRIBUTION}
+{NOT_A_DEVICE}"""

