@@ -35,6 +35,34 @@ const TICKETS_MAX: usize = 64;
 /// More threads than this are a mistake in a configuration, not a board.
 pub const THREADS_MAX: usize = 256;
 
+/// Compiles a function twice on x86-64, with and without AVX2, and calls the one that the processor can run.
+///
+/// Vectors are wider, and nothing else changes: the compiler neither fuses nor reorders float operations, so the bits
+/// are the same either way, and the same as on any other board. Elsewhere the function stays as it is.
+macro_rules! widened {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident$(<$t:ident: $bound:path>)?($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        $visibility fn $name$(<$t: $bound>)?($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain$(<$t: $bound>)?($($argument: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn wide$(<$t: $bound>)?($($argument: $type),*) $(-> $result)? {
+                    plain($($argument),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    // SAFETY: `wide` is an ordinary function but for AVX2, which the line above found. No safe way
+                    // calls it from code that may run without.
+                    return unsafe { wide($($argument),*) };
+                }
+            }
+            plain($($argument),*)
+        }
+    };
+}
+pub(crate) use widened;
+
 /// A fixed set of worker threads.
 ///
 /// The thread that calls [`Pool::for_each`] works as well, so `Pool::new(1)` starts no thread at all, and a task may
