@@ -81,6 +81,13 @@ voxel! {
     u32, U32, f64::round; i32, I32, f64::round; f32, F32, |v| v; f64, F64, |v| v;
 }
 
+/// The voxels as their bytes in memory, which is how files keep them.
+pub fn bytes_of_voxels<T: Voxel>(voxels: &[T]) -> &[u8] {
+    // SAFETY: the sealed `Voxel` types are plain numbers without padding, and bytes have no alignment. Converting one by one
+    // would cost a copy of every volume that is written.
+    unsafe { std::slice::from_raw_parts(voxels.as_ptr().cast(), size_of_val(voxels)) }
+}
+
 /// Runs `$body` with `$t` bound to the Rust type of a [`VoxelType`].
 #[macro_export]
 macro_rules! with_voxel_type {
@@ -149,6 +156,18 @@ pub enum VolumeError {
         /// Why not.
         why: &'static str,
     },
+}
+
+/// Volumes up to this size are built in memory: a file for them would cost more than it saves.
+const HEAP_BYTES_MAX: usize = 16 << 20;
+
+/// Where temporary volumes go: `TMPDIR`, else `/var/tmp`, which is a disk where `/tmp` may be memory.
+pub fn temporary_folder() -> PathBuf {
+    match std::env::var_os("TMPDIR") {
+        Some(folder) => folder.into(),
+        None if Path::new("/var/tmp").is_dir() => "/var/tmp".into(),
+        None => std::env::temp_dir(),
+    }
 }
 
 /// Bytes of a volume, checked.
@@ -344,6 +363,41 @@ impl Volume {
             *to = *from;
         }
         Ok(Self { grid: Grid { shape, affine }, voxel: T::TYPE, rescale, store: Store::Heap(Arc::new(words)), slots: None })
+    }
+
+    /// A volume filled slice by slice: in memory while it is small, else in a temporary file that has no name and is gone
+    /// with the volume. `fill(k, bytes)` gets the room of slice k and puts little-endian voxels there.
+    ///
+    /// # Errors
+    /// [`VolumeError`] as of [`VolumeWriter`], and whatever `fill` fails with.
+    pub fn build<E: From<VolumeError>>(
+        grid: Grid,
+        voxel: VoxelType,
+        rescale: Rescale,
+        mut fill: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let bytes = bytes_of(grid.shape, voxel)?;
+        let slice_bytes = bytes / grid.shape[0].max(1);
+        if bytes <= HEAP_BYTES_MAX {
+            let mut words = vec![0u64; bytes.div_ceil(8)];
+            // SAFETY: the words are freshly owned, longer than `bytes`, and every byte pattern is a word.
+            let room = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), bytes) };
+            for k in 0..grid.shape[0] {
+                fill(k, &mut room[k * slice_bytes..(k + 1) * slice_bytes])?;
+            }
+            return Ok(Self { grid, voxel, rescale, store: Store::Heap(Arc::new(words)), slots: None });
+        }
+        static FILES: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("scanside-{}-{}.raw", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
+        let path = temporary_folder().join(name);
+        let writer = VolumeWriter::create(&path, grid, voxel, rescale)?;
+        let _ = std::fs::remove_file(&path);
+        let mut slice = vec![0; slice_bytes];
+        for k in 0..grid.shape[0] {
+            fill(k, &mut slice)?;
+            writer.write_slice(k, &slice)?;
+        }
+        Ok(writer.reader())
     }
 
     /// Maps a finished spool file.
