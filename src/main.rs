@@ -16,6 +16,8 @@ struct Arguments {
 enum Command {
     /// Shows what a configuration file comes to.
     Config(cli::config::Arguments),
+    /// Sends images to a scanside, or to any other DICOM application.
+    Send(cli::send::Arguments),
 }
 
 fn main() -> std::process::ExitCode {
@@ -24,6 +26,7 @@ fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Config(arguments) => cli::config::run(arguments),
+        Command::Send(arguments) => cli::send::run(arguments),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

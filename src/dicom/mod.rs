@@ -6,6 +6,7 @@ mod pixels;
 mod transfer;
 
 pub mod association;
+pub mod client;
 pub mod dimse;
 pub mod file;
 pub mod negotiation;

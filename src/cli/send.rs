@@ -1,0 +1,122 @@
+//! `scanside send`: images out, by DICOM or over the local socket.
+
+use std::io::IsTerminal;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use scanside::dicom::client::{NotSent, Peer, Sent, echo, find_files, send};
+use scanside::dicom::negotiation::AeTitle;
+
+use super::{Failure, print};
+
+/// Sends DICOM files to a scanside service, or to any other DICOM application.
+///
+/// PATH may be one file or a folder with any depth and any file names; files that are no DICOM are named and left out.
+/// Each file goes out as it is, in its own transfer syntax. An association that breaks is made anew and goes on where
+/// it broke. The exit code is 0 only when the receiver has acknowledged every file.
+///
+///   scanside send ct-series/ --dicom 127.0.0.1:11112
+///   scanside send --echo --dicom 127.0.0.1:11112        # only asks whether somebody is there (C-ECHO)
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Arguments {
+    /// A DICOM file, or a folder of them.
+    #[arg(required_unless_present = "echo")]
+    path: Option<PathBuf>,
+    /// Where the DICOM application listens: host:port.
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "socket", required_unless_present = "socket")]
+    dicom: Option<String>,
+    /// The local socket of a scanside service on this machine.
+    #[arg(long, value_name = "PATH", conflicts_with = "echo")]
+    socket: Option<PathBuf>,
+    /// Our AE title.
+    #[arg(long, value_name = "TITLE", default_value = "SCANSIDE-SCU", value_parser = AeTitle::parse)]
+    aet: AeTitle,
+    /// The AE title that is called.
+    #[arg(long, value_name = "TITLE", default_value = "SCANSIDE", value_parser = AeTitle::parse)]
+    aec: AeTitle,
+    /// Only check the connection: association, C-ECHO, release.
+    #[arg(long)]
+    echo: bool,
+    /// Tries before giving up when no association comes about, or one breaks.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    attempts: u16,
+    /// Prints one JSON object about what was sent.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Some(address) = &arguments.dicom else {
+        return Err(Failure::usage("sending over the local socket is not there yet: use --dicom"));
+    };
+    let mut peer = Peer::new(resolve(address)?, arguments.aet.clone(), arguments.aec.clone());
+    peer.attempts = arguments.attempts.into();
+    if arguments.echo {
+        let took = echo(&peer).map_err(|e| Failure::Impossible(format!("{address}: {e}")))?;
+        let ms = took.as_secs_f64() * 1000.0;
+        return print(&match arguments.json {
+            true => format!("{}\n", json!({"echo_ms": ms})),
+            false => format!("{} at {address} answers C-ECHO in {ms:.1} ms\n", arguments.aec),
+        });
+    }
+    match &arguments.path {
+        Some(path) => send_path(&peer, path, arguments.json),
+        None => Ok(()),
+    }
+}
+
+fn resolve(address: &str) -> Result<SocketAddr, Failure> {
+    let found = address.to_socket_addrs().map_err(|e| Failure::usage(format!("--dicom {address}: {e}")))?;
+    found.into_iter().next().ok_or_else(|| Failure::usage(format!("--dicom {address}: no such host")))
+}
+
+fn send_path(peer: &Peer, path: &Path, as_json: bool) -> Result<(), Failure> {
+    if !path.exists() {
+        return Err(Failure::usage(format!("{}: no such file or folder", path.display())));
+    }
+    let unreadable = |e| Failure::Impossible(format!("{}: {e}", path.display()));
+    let (files, others) = find_files(path).map_err(unreadable)?;
+    for NotSent { path, why } in &others {
+        eprintln!("scanside: {}: left out: {why}", path.display());
+    }
+    if files.is_empty() {
+        return Err(Failure::Impossible(format!("{}: no DICOM file in it", path.display())));
+    }
+    let bar = match std::io::stderr().is_terminal() {
+        true => ProgressBar::new(files.len() as u64),
+        false => ProgressBar::hidden(),
+    };
+    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} files, {per_sec}, {msg}").expect("a fixed template"));
+    let (begun, mut stored, mut bytes) = (Instant::now(), 0, 0);
+    let failed = send(peer, &files, &mut |sent| match sent {
+        Sent::Stored(_, size) => {
+            (stored, bytes) = (stored + 1, bytes + size);
+            bar.set_message(format!("{} MiB", bytes >> 20));
+            bar.inc(1);
+        }
+        Sent::Failed(..) => bar.inc(1),
+        Sent::Retry(why, pause) => {
+            bar.suspend(|| eprintln!("scanside: {why}; trying again in {:.1} s", pause.as_secs_f64()));
+        }
+    });
+    bar.finish_and_clear();
+    for NotSent { path, why } in &failed {
+        eprintln!("scanside: {}: {why}", path.display());
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let not_sent: Vec<_> = failed.iter().map(|f| json!({"path": f.path, "why": f.why.to_string()})).collect();
+    print(&match as_json {
+        true => format!("{}\n", json!({"sent": stored, "bytes": bytes, "seconds": seconds, "failed": not_sent})),
+        false => format!("sent {stored} of {} files, {:.1} MB, in {seconds:.1} s\n", files.len(), bytes as f64 / 1e6),
+    })?;
+    match failed.len() {
+        0 => Ok(()),
+        n => Err(Failure::Impossible(format!("{n} of {} files were not sent", files.len()))),
+    }
+}
