@@ -150,8 +150,8 @@ impl Line {
 
 /// How one line of voxels becomes another: for each target voxel, which source voxels with what weight.
 ///
-/// The kernel is a triangle as wide as the coarser of both spacings: linear interpolation when the target is finer,
-/// an anti-aliased average when it is coarser (what Pillow and `antialias=True` of PyTorch call bilinear).
+/// Where the target is coarser, a mean over as many source voxels as fit its spacing (rounded), then linear
+/// interpolation; packages call this `box-then-linear`, and training resamples the same way.
 #[derive(Debug, Clone)]
 pub struct Weights {
     /// First source voxel and range in `weights`, for each target voxel; an empty range lies outside the image.
@@ -162,30 +162,37 @@ pub struct Weights {
 impl Weights {
     /// Weights that take `len` voxels on `source` to `out_len` voxels on `target`.
     pub fn new(source: Line, len: usize, target: Line, out_len: usize) -> Self {
-        let ratio = (target.step_mm / source.step_mm).abs();
-        let reach = ratio.max(1.0);
+        let width = ((target.step_mm / source.step_mm).abs() + 0.5).floor().max(1.0);
         let mut made = Self { taps: Vec::with_capacity(out_len), weights: Vec::new() };
+        let mut sums: Vec<f64> = Vec::new();
         for n in 0..out_len {
             let centre = source.index(target.at(n as f64));
             let start = made.weights.len();
-            // Outside the outermost voxels' own extent is not image.
-            if centre < -0.5 || centre > len as f64 - 0.5 {
+            // Beyond the outermost voxels' own extent is no image.
+            if !(centre >= -0.5 && centre <= len as f64 - 0.5) {
                 made.taps.push((0, start..start));
                 continue;
             }
-            let low = (centre - reach).ceil().max(0.0) as usize;
-            let high = ((centre + reach).floor().max(0.0) as usize).min(len - 1);
-            let weight = |p: usize| (1.0 - (p as f64 - centre).abs() / reach).max(0.0);
-            let sum: f64 = (low..=high).map(weight).sum();
-            if sum > 1e-9 {
-                made.weights.extend((low..=high).map(|p| (weight(p) / sum) as f32));
-            } else {
-                // Half a voxel outside the first: the nearest voxel stands for itself.
-                made.weights.push(1.0);
-                let nearest = centre.round().clamp(0.0, len as f64 - 1.0) as usize;
-                made.taps.push((nearest, start..start + 1));
-                continue;
+            // A box of an even number of voxels is centred between two of them.
+            let first = centre - (width - 1.0) / 2.0;
+            let part = first - first.floor();
+            let last = len as i64 - 1;
+            let low = (first.floor() as i64).clamp(0, last) as usize;
+            let high = (first.floor() as i64 + width as i64).clamp(0, last) as usize;
+            sums.clear();
+            sums.resize(high - low + 1, 0.0);
+            for step in 0..=width as i64 {
+                let weight = match step {
+                    0 => 1.0 - part,
+                    w if w == width as i64 => part,
+                    _ => 1.0,
+                };
+                let voxel = (first.floor() as i64 + step).clamp(0, last) as usize;
+                sums[voxel - low] += weight / width;
             }
+            // A voxel of no weight need not be read.
+            let used = sums.iter().rposition(|w| *w > 1e-9).map_or(0, |n| n + 1);
+            made.weights.extend(sums[..used].iter().map(|w| *w as f32));
             made.taps.push((low, start..made.weights.len()));
         }
         made
@@ -217,6 +224,11 @@ pub struct Filling {
     pub low: f32,
     /// Highest value taken.
     pub high: f32,
+}
+
+impl Filling {
+    /// Hounsfield units of 12-bit scanners, air outside.
+    pub const CT: Self = Self { pad: -1000.0, low: -1024.0, high: 3071.0 };
 }
 
 /// Resamples one slice (`rows` x `columns`, real values) to the plane of a grid: rows to the back, columns to the left.

@@ -67,9 +67,9 @@ pub struct Manifest {
     /// Named numbers an exam reads.
     #[serde(default)]
     pub thresholds: BTreeMap<String, f64>,
-    /// How near the golden output must be.
+    /// What it must say to what, on any machine.
     #[serde(default)]
-    pub golden: Golden,
+    pub golden: Option<Golden>,
     /// SHA-256 of every file beside `model.toml`, in lower-case hexadecimal digits.
     pub files: BTreeMap<String, String>,
     /// Where it comes from: data, licences, command; free text.
@@ -159,21 +159,20 @@ impl Default for Output {
     }
 }
 
-/// How near the output on this machine must be to the golden one, as fractions of the golden output's spread.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// An input, and what the network says to it: little-endian 32-bit floats, row by row.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Golden {
-    /// Largest difference of one value.
-    pub max: f64,
-    /// Mean difference.
-    pub mean: f64,
-}
-
-impl Default for Golden {
-    fn default() -> Self {
-        // A quantized value has 8 bits; rounding a tie the other way in a few layers moves single values by a few steps.
-        Self { max: 0.05, mean: 0.004 }
-    }
+    /// File of the input.
+    pub input: String,
+    /// Its shape.
+    pub input_shape: Vec<usize>,
+    /// Files of the outputs.
+    pub outputs: Vec<String>,
+    /// Their shapes.
+    pub output_shapes: Vec<Vec<usize>>,
+    /// Largest difference allowed; 0 for networks that compute in integers, which every machine does alike.
+    pub tolerance: f64,
 }
 
 impl Manifest {
@@ -214,11 +213,8 @@ impl Manifest {
         if self.thresholds.values().any(|v| !v.is_finite()) {
             return say("thresholds", "a number is not finite");
         }
-        let sound = |v: f64| v.is_finite() && v > 0.0;
-        if !sound(self.golden.max) || !sound(self.golden.mean) {
-            return say("golden", "the tolerances must be above zero");
-        }
         self.check_files()?;
+        self.check_golden()?;
         if self.kind == Kind::Forest { Ok(()) } else { self.check_network() }
     }
 
@@ -239,6 +235,22 @@ impl Manifest {
             if digest.len() != 64 || !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
                 return Err(BadManifest::new("files", format!("the digest of {name} is not 64 hexadecimal digits")));
             }
+        }
+        Ok(())
+    }
+
+    fn check_golden(&self) -> Result<(), BadManifest> {
+        let Some(golden) = &self.golden else { return Ok(()) };
+        let say = |why: &str| Err(BadManifest::new("golden", why));
+        let listed = |name: &String| self.files.contains_key(name);
+        if !listed(&golden.input) || !golden.outputs.iter().all(listed) {
+            return say("names a file that [files] does not list");
+        }
+        if golden.outputs.is_empty() || golden.outputs.len() != golden.output_shapes.len() {
+            return say("has not one shape for each output");
+        }
+        if !(golden.tolerance.is_finite() && golden.tolerance >= 0.0) {
+            return say("has a tolerance that is no tolerance");
         }
         Ok(())
     }

@@ -11,12 +11,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::{Signature, VerifyingKey};
+use ndarray::{ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::engine::{EngineError, Network};
 use super::forest::{BadForest, Forest};
 use super::manifest::{BadManifest, Kind, Manifest};
+use crate::pool::Pool;
 
 /// A file larger than this is no network for a small board; without a cap a stray file in a folder would fill memory.
 pub const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -94,6 +96,14 @@ pub enum PackageError {
         package: String,
         /// What is wrong.
         source: BadForest,
+    },
+    /// The golden input does not give the golden output here.
+    #[error("package {package}: {why}")]
+    Golden {
+        /// Which package.
+        package: String,
+        /// What differs, and by how much.
+        why: String,
     },
     /// The network is not what the manifest says it is.
     #[error("package {package}: {why}")]
@@ -254,6 +264,58 @@ impl Package {
             return Err(PackageError::Mismatch { package: package(), why: "holds no forest".into() });
         };
         Forest::parse(json).map_err(|source| PackageError::Forest { package: package(), source })
+    }
+
+    /// Runs the golden input on this very machine; the largest difference to the golden output, None without a pair.
+    ///
+    /// # Errors
+    /// [`PackageError::Golden`] when it is larger than the manifest allows, and as [`Package::network`].
+    pub fn check_golden(&self, pool: &Pool) -> Result<Option<f64>, PackageError> {
+        let Some(golden) = &self.manifest.golden else { return Ok(None) };
+        let wrong = |why: String| PackageError::Golden { package: self.id.name.clone(), why };
+        let array = |name: &str, shape: &[usize]| {
+            let bytes = self.file(name).unwrap_or_default();
+            let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            ArrayD::from_shape_vec(IxDyn(shape), values)
+                .map_err(|_| wrong(format!("{name} has {} bytes, not those of {shape:?} numbers", bytes.len())))
+        };
+        let input = array(&golden.input, &golden.input_shape)?;
+        let outputs = if self.manifest.kind == Kind::Forest {
+            let forest = self.forest()?;
+            let rows = input.as_slice().unwrap_or_default();
+            let width = forest.features().len();
+            if rows.len() % width != 0 {
+                return Err(wrong(format!("{} numbers are no rows of {width} features", rows.len())));
+            }
+            let answers: Vec<f32> = rows
+                .chunks(width)
+                .map(|row| forest.evaluate(&row.iter().map(|v| f64::from(*v)).collect::<Vec<_>>()) as f32)
+                .collect();
+            vec![ArrayD::from_shape_vec(IxDyn(&[answers.len()]), answers).expect("one answer a row")]
+        } else {
+            let network = self.network()?;
+            let engine = |source| PackageError::Engine { package: self.id.name.clone(), source };
+            network.session().and_then(|mut session| session.run(pool, &[input.view()])).map_err(engine)?
+        };
+        if outputs.len() != golden.outputs.len() {
+            return Err(wrong(format!("{} golden outputs, the network has {}", golden.outputs.len(), outputs.len())));
+        }
+        let mut largest: f64 = 0.0;
+        for (n, got) in outputs.iter().enumerate() {
+            let want = array(&golden.outputs[n], &golden.output_shapes[n])?;
+            if want.len() != got.len() {
+                return Err(wrong(format!("output {n} has the shape {:?}, the golden one {:?}", got.shape(), want.shape())));
+            }
+            for (a, b) in got.iter().zip(want.iter()) {
+                let difference = f64::from((a - b).abs());
+                largest = if difference.is_nan() { f64::INFINITY } else { largest.max(difference) };
+            }
+        }
+        if largest > golden.tolerance {
+            let allowed = golden.tolerance;
+            return Err(wrong(format!("on this machine it differs from its golden output by {largest}, at most {allowed} is allowed")));
+        }
+        Ok(Some(largest))
     }
 
     /// Files in the folder that the manifest does not pin; a package to be trusted has none.

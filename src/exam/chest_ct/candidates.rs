@@ -64,6 +64,9 @@ pub(super) struct Detector<'n> {
     range: [f32; 2],
     pad: f32,
     logit_min: f64,
+    /// What a coarser level finds below it is the finest level's business.
+    coarse_diameter_mm_min: f64,
+    diameter_mm_max: f64,
 }
 
 /// Spacing and pyramid of the grids.
@@ -80,13 +83,12 @@ impl Scales {
     /// Those of the detection package; without one, grids that suit the blob detector.
     pub fn new(manifest: Option<&Manifest>) -> Self {
         let Some(manifest) = manifest else {
-            let fill = Filling { pad: -1000.0, low: -1000.0, high: 400.0 };
+            let fill = Filling::CT;
             return Self { spacing_mm: 1.5, pyramid: vec![1.0, 2.0], patch: [64; 3], halo: [8; 3], fill };
         };
         let input = &manifest.input;
-        let [low, high] = input.window.unwrap_or([-1000.0, 400.0]).map(|v| v as f32);
         let spacing_mm = if input.spacing_mm[2] > 0.0 { input.spacing_mm[2] } else { 1.5 };
-        let fill = Filling { pad: (input.pad_value as f32).clamp(low, high), low, high };
+        let fill = Filling { pad: input.pad_value as f32, ..Filling::CT };
         Self { spacing_mm, pyramid: input.pyramid.clone(), patch: manifest.patch(), halo: input.halo, fill }
     }
 }
@@ -102,7 +104,9 @@ impl<'n> Detector<'n> {
             window: input.window.unwrap_or([-1000.0, 400.0]).map(|v| v as f32),
             range: input.range.map(|v| v as f32),
             pad: input.pad_value as f32,
-            logit_min: manifest.threshold("candidate_logit", -4.0),
+            logit_min: manifest.threshold("candidate_logit_min", -4.0),
+            coarse_diameter_mm_min: manifest.threshold("coarse_diameter_mm_min", 0.0),
+            diameter_mm_max: manifest.threshold("diameter_mm_max", 100.0),
         }
     }
 
@@ -182,6 +186,7 @@ fn keep_highest<T>(found: &mut Vec<T>, score: impl Fn(&T) -> f64) {
 /// One level of the pyramid: a grid, cut into slabs of patches.
 struct Level {
     number: usize,
+    finest_mm: f64,
     grid: WorkGrid,
     /// The grid with a margin in plane, on which slabs are read.
     padded: WorkGrid,
@@ -204,7 +209,7 @@ impl Level {
             ..grid
         };
         let slabs = grid.shape[0].div_ceil(core[0]);
-        Self { number, grid, padded, margin, core, tiles, slabs }
+        Self { number, finest_mm: scales.spacing_mm, grid, padded, margin, core, tiles, slabs }
     }
 
     fn slab_shape(&self) -> [usize; 3] {
@@ -271,11 +276,14 @@ impl Level {
                             corner[a] as f64 + ([z, y, x][a] as f64 + 0.5) * stride - 0.5
                         });
                         let at = self.mm(n, voxel);
-                        // The network's offset reaches the next cell; further away another cell would have the peak.
+                        // The network does not know its level: what it says is in mm of the finest.
+                        let factor = self.grid.spacing_mm[0] / self.finest_mm;
+                        // Its offset reaches the next cell; further away another cell would have the peak.
                         let reach = |a: usize| 1.5 * detector.stride[a] as f64 * self.grid.spacing_mm[a];
-                        let centre_mm: [f64; 3] = std::array::from_fn(|a| at[a] + said[a].clamp(-reach(a), reach(a)));
-                        if lungs.closed_side(centre_mm).is_some() {
-                            let diameter_mm = libm::exp(said[3].clamp(0.7, 5.0));
+                        let centre_mm: [f64; 3] = std::array::from_fn(|a| at[a] + (said[a] * factor).clamp(-reach(a), reach(a)));
+                        let diameter_mm = (libm::exp(said[3].clamp(0.5, 4.0)) * factor).min(detector.diameter_mm_max);
+                        let own_business = self.number == 0 || diameter_mm >= detector.coarse_diameter_mm_min;
+                        if own_business && lungs.gate(centre_mm) {
                             peaks.push(Peak { centre_mm, diameter_mm, score, level: self.number });
                         }
                     }
@@ -305,7 +313,7 @@ impl Level {
                 blob.centre = self.mm(n, [bz + (margin - m) as f64, by + (y - m) as f64, bx + (x - m) as f64]);
                 blob.diameter *= self.grid.spacing_mm[0];
             }
-            blobs.retain(|blob| lungs.closed_side(blob.centre).is_some());
+            blobs.retain(|blob| lungs.gate(blob.centre));
             blobs
         })?;
         found.extend(of_block.into_iter().flatten());
@@ -342,9 +350,11 @@ fn merge(peaks: &mut [Peak], spots: &mut [Blob], levels: usize, network: bool) -
     peaks.sort_by(|a, b| b.score.total_cmp(&a.score));
     spots.sort_by(|a, b| b.response.total_cmp(&a.response));
     let mut merged: Vec<Candidate> = Vec::new();
-    let near = |c: &Candidate, at: [f64; 3]| distance(c.centre_mm, at) < (0.5 * c.diameter_mm).max(4.0);
+    let near = |c: &Candidate, at: [f64; 3], diameter: f64| {
+        distance(c.centre_mm, at) < (0.5 * c.diameter_mm.max(diameter)).max(3.0)
+    };
     for peak in peaks.iter() {
-        if let Some(kept) = merged.iter_mut().find(|c| near(c, peak.centre_mm)) {
+        if let Some(kept) = merged.iter_mut().find(|c| near(c, peak.centre_mm, peak.diameter_mm)) {
             kept.heat[peak.level] = kept.heat[peak.level].max(peak.score);
         } else if merged.len() < CANDIDATES_MAX {
             let mut heat = vec![NO_HEAT; levels];
@@ -355,7 +365,7 @@ fn merge(peaks: &mut [Peak], spots: &mut [Blob], levels: usize, network: bool) -
     let lone_max = if network { LONE_BLOBS_MAX } else { CANDIDATES_MAX };
     let mut lone = 0;
     for spot in spots.iter() {
-        if let Some(kept) = merged.iter_mut().find(|c| near(c, spot.centre)) {
+        if let Some(kept) = merged.iter_mut().find(|c| near(c, spot.centre, 0.0)) {
             kept.blob = kept.blob.max(spot.response);
         } else if lone < lone_max && merged.len() < CANDIDATES_MAX + LONE_BLOBS_MAX {
             lone += 1;

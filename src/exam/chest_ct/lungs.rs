@@ -106,7 +106,7 @@ impl<'n> LungSegmenter<'n> {
         assert_eq!(slice.len(), plane.rows * plane.columns);
         let [rows, columns] = self.shape;
         let [low, high] = self.window;
-        let fill = Filling { pad: self.pad.clamp(low, high), low, high };
+        let fill = Filling { pad: self.pad, ..Filling::CT };
         let extent = plane.frame.extent(plane.rows, plane.columns);
         let lines = [plane.frame.line_x(0.0), plane.frame.line_y(0.0)];
         let x = Weights::new(lines[0], extent[0], cell_line(lines[0], extent[0], self.spacing_mm[1], columns), columns);
@@ -114,7 +114,7 @@ impl<'n> LungSegmenter<'n> {
         let mut image = Array2::zeros((rows, columns));
         resample_plane(slice, plane.columns, plane.frame.transposed(), &x, &y, fill, image.view_mut());
         let [from, to] = self.range;
-        image.mapv_inplace(|v| (v - low) / (high - low) * (to - from) + from);
+        image.mapv_inplace(|v| (v.clamp(low, high) - low) / (high - low) * (to - from) + from);
         let input = ArrayViewD::from_shape(IxDyn(&[1, 1, rows, columns]), image.as_slice().unwrap_or_default())
             .expect("one channel is the image itself");
         let outputs = self.session.run(pool, &[input])?;
@@ -453,6 +453,14 @@ impl Lungs {
                 Some(if (x - right).abs() < (x - left).abs() { Laterality::Right } else { Laterality::Left })
             }
         }
+    }
+
+    /// Whether a candidate may lie here: in a closed lung or within 4 mm of one in plane, since a centre is a guess.
+    pub fn gate(&self, zyx_mm: [f64; 3]) -> bool {
+        let [z, y, x] = zyx_mm;
+        [[0.0, 0.0], [-4.0, 0.0], [0.0, -4.0], [0.0, 4.0], [4.0, 0.0]].into_iter().any(|[dy, dx]| {
+            self.cell_at([z, y + dy, x + dx]).is_some_and(|cell| cell & (CLOSED[0] | CLOSED[1]) != 0)
+        })
     }
 
     /// Whether the network calls a place lung.
