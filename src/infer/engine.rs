@@ -2,15 +2,21 @@
 //!
 //! Parts that compute in integers run in our own kernels, everything else in tract.
 
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
-use tract_onnx::pb::ModelProto;
+use tract_onnx::model::ParsingContext;
+use tract_onnx::pb::{ModelProto, NodeProto};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::plan::SimpleState;
+use tract_onnx::tract_core::ops::Cost;
+use tract_onnx::tract_hir::internal::*;
+use tract_onnx::{tract_core, tract_hir};
 
-use super::onnx;
+use super::kernels::{Kernel, Memory, Program};
+use super::{lower, onnx};
 use crate::pool::{Fault, Pool};
 
 /// A network that cannot be loaded or run.
@@ -38,7 +44,17 @@ pub enum EngineError {
 pub struct Network {
     input_shapes: Vec<Vec<usize>>,
     output_shapes: Vec<Vec<usize>>,
-    plan: Arc<TypedSimplePlan>,
+    islands: Vec<Planned>,
+    /// What is not an island, if anything.
+    rest: Option<Arc<TypedSimplePlan>>,
+    kept: Vec<(String, String)>,
+}
+
+/// An island, ready to run.
+struct Planned {
+    program: Program,
+    batch: usize,
+    outputs: Vec<Vec<usize>>,
 }
 
 /// One step of a plan, for people to read: see [`Network::explain`].
@@ -70,46 +86,55 @@ fn chain(error: TractError) -> String {
 }
 
 impl Network {
-    /// Parses, shapes, lowers and plans an ONNX network.
+    /// Parses, shapes, lowers and plans an ONNX network, for the kernels of [`Kernel::best`].
     ///
     /// # Errors
     /// [`EngineError::Load`].
     pub fn load(onnx: &[u8]) -> Result<Self, EngineError> {
-        let model = onnx::decode(onnx)?;
-        guarded(|| Self::plan(&model), EngineError::Load)
+        Self::load_for(onnx, Some(Kernel::best()))
     }
 
-    fn plan(model: &ModelProto) -> Result<Self, EngineError> {
-        let fail = |error: TractError| EngineError::Load(chain(error));
-        let typed = tract_onnx::onnx().model_for_proto_model(model).map_err(fail)?.into_typed().map_err(fail)?;
-        for node in typed.nodes() {
-            for outlet in &node.outputs {
-                let dims = outlet.fact.shape.as_concrete().ok_or_else(|| {
-                    EngineError::Load(format!("node {:?} ({}): its shape is not fixed", node.name, node.op.name()))
-                })?;
-                if !dims.is_empty() && onnx::elements(dims.iter().map(|d| *d as i64)).is_none() {
-                    return Err(EngineError::Load(format!(
-                        "node {:?} ({}) has the shape {dims:?}",
-                        node.name,
-                        node.op.name()
-                    )));
-                }
-            }
-        }
-        let optimized = typed.into_optimized().map_err(fail)?;
-        let shapes = |outlets: &[OutletId]| -> Result<Vec<Vec<usize>>, EngineError> {
-            outlets
-                .iter()
-                .map(|outlet| {
-                    let fact = optimized.outlet_fact(*outlet).map_err(fail)?;
-                    fact.shape.as_concrete().map(<[usize]>::to_vec).ok_or_else(|| onnx::refuse("an open output shape"))
-                })
-                .collect()
+    /// As [`Network::load`], for given kernels; with none, all of it runs in tract.
+    ///
+    /// # Errors
+    /// [`EngineError::Load`].
+    pub fn load_for(onnx: &[u8], kernel: Option<Kernel>) -> Result<Self, EngineError> {
+        let model = onnx::decode(onnx)?;
+        guarded(|| Self::plan(&model, kernel), EngineError::Load)
+    }
+
+    fn plan(model: &ModelProto, kernel: Option<Kernel>) -> Result<Self, EngineError> {
+        let graph = model.graph.as_ref().ok_or_else(|| onnx::refuse("the file has no graph"))?;
+        let Some(kernel) = kernel else {
+            let rest = plan_rest(model)?;
+            let (input_shapes, output_shapes) = edge_shapes(&rest)?;
+            return Ok(Self { input_shapes, output_shapes, islands: vec![], rest: Some(rest), kept: vec![] });
         };
-        let input_shapes = shapes(optimized.input_outlets().map_err(fail)?)?;
-        let output_shapes = shapes(optimized.output_outlets().map_err(fail)?)?;
-        let plan = TypedSimplePlan::new(optimized).map_err(fail)?;
-        Ok(Self { input_shapes, output_shapes, plan })
+        let known: OnceCell<HashMap<String, Vec<usize>>> = OnceCell::new();
+        let shape = |name: &str| match onnx::network_inputs(graph).find(|input| *input == name) {
+            Some(input) => onnx::input_shape(graph, input).ok(),
+            None => known.get_or_init(|| inferred_shapes(model)).get(name).cloned(),
+        };
+        let lowered = lower::lower(model, &shape)?;
+        let rest = lowered.rest.as_ref().map(plan_rest).transpose()?;
+        let islands: Vec<Planned> = lowered
+            .islands
+            .iter()
+            .map(|island| Planned {
+                program: Program::plan(&island.graph, kernel),
+                batch: island.batch,
+                outputs: island.outputs.iter().map(|(_, shape)| shape.clone()).collect(),
+            })
+            .collect();
+        let (input_shapes, output_shapes) = match &rest {
+            Some(rest) => edge_shapes(rest)?,
+            None => {
+                let island = &lowered.islands[0];
+                let shapes = |edge: &[(String, Vec<usize>)]| edge.iter().map(|(_, shape)| shape.clone()).collect();
+                (shapes(&island.inputs), shapes(&island.outputs))
+            }
+        };
+        Ok(Self { input_shapes, output_shapes, islands, rest, kept: lowered.kept })
     }
 
     /// Shapes of the inputs, as in the file (N first).
@@ -122,41 +147,55 @@ impl Network {
         &self.output_shapes
     }
 
-    /// Bytes that one [`Session`] holds at its peak, weights excluded; known before the first run.
+    /// Whether all of it runs in integers, and tract has no part in it.
+    pub fn is_all_integer(&self) -> bool {
+        self.rest.is_none()
+    }
+
+    /// Bytes that one [`Session`] on one thread holds at its peak, weights excluded; known before the first run. Of a part
+    /// that runs in tract, the tensors alive at once are counted.
     pub fn arena_bytes(&self) -> usize {
-        0
+        let islands: usize = self.islands.iter().map(|island| island.program.memory_bytes(1)).sum();
+        islands + self.rest.as_ref().map_or(0, |rest| tract_bytes(rest))
+    }
+
+    /// Bytes of packed weights and tables of the integer parts.
+    pub fn weight_bytes(&self) -> usize {
+        self.islands.iter().map(|island| island.program.constant_bytes()).sum()
+    }
+
+    /// Nodes that could have been lowered but were not, and why.
+    pub fn kept(&self) -> &[(String, String)] {
+        &self.kept
     }
 
     /// The plan, step by step in the order of running.
     pub fn explain(&self) -> Vec<Step> {
-        let model = self.plan.model();
-        self.plan
-            .order_without_consts()
-            .iter()
-            .map(|id| {
-                let node = model.node(*id);
-                let facts = node.outputs.iter().map(|outlet| &outlet.fact);
-                let size = |fact: &TypedFact| {
-                    let count: usize = fact.shape.as_concrete().map_or(0, |dims| dims.iter().product());
-                    (count * fact.datum_type.size_of()) as u64
-                };
-                let input_facts = model.node_input_facts(*id).map(|facts| facts.to_vec()).unwrap_or_default();
-                let macs = node.op.cost(&input_facts).unwrap_or_default();
-                Step {
-                    name: node.name.clone(),
-                    operator: node.op.name().to_string(),
-                    place: "tract",
-                    kernel: String::new(),
-                    shape: node.outputs.first().and_then(|o| o.fact.shape.as_concrete()).unwrap_or(&[]).to_vec(),
-                    macs: macs
-                        .iter()
-                        .filter(|(cost, _)| matches!(cost, tract_onnx::tract_core::ops::Cost::FMA(_)))
-                        .filter_map(|(_, count)| count.to_i64().ok())
-                        .sum::<i64>() as u64,
-                    bytes: facts.map(size).sum(),
-                }
-            })
-            .collect()
+        let Some(rest) = &self.rest else { return self.islands.iter().flat_map(island_steps).collect() };
+        let model = rest.model();
+        let steps = rest.order_without_consts().iter().map(|id| {
+            let node = model.node(*id);
+            if let Some(hook) = node.op_as::<Hook>() {
+                return island_steps(&self.islands[hook.index]);
+            }
+            let bytes = |fact: &TypedFact| {
+                let count: usize = fact.shape.as_concrete().map_or(0, |dims| dims.iter().product());
+                (count * fact.datum_type.size_of()) as u64
+            };
+            let inputs = model.node_input_facts(*id).map(|facts| facts.to_vec()).unwrap_or_default();
+            let costs = node.op.cost(&inputs).unwrap_or_default();
+            let macs = costs.iter().filter(|(cost, _)| matches!(cost, Cost::FMA(_)));
+            vec![Step {
+                name: node.name.clone(),
+                operator: node.op.name().to_string(),
+                place: "tract",
+                kernel: String::new(),
+                shape: node.outputs.first().and_then(|o| o.fact.shape.as_concrete()).unwrap_or(&[]).to_vec(),
+                macs: macs.filter_map(|(_, count)| count.to_i64().ok()).sum::<i64>() as u64,
+                bytes: node.outputs.iter().map(|outlet| bytes(&outlet.fact)).sum(),
+            }]
+        });
+        steps.flatten().collect()
     }
 
     /// A session: the arena and state of one run at a time. Make one per concurrent user, and keep it.
@@ -164,15 +203,180 @@ impl Network {
     /// # Errors
     /// [`EngineError::Run`] when there is no room for it.
     pub fn session(&self) -> Result<Session<'_>, EngineError> {
-        let state = self.plan.spawn().map_err(|error| EngineError::Run(chain(error)))?;
-        Ok(Session { network: self, state })
+        let memories = self.islands.iter().map(|island| island.program.memory(1));
+        let memories =
+            memories.collect::<Result<_, _>>().map_err(|error| EngineError::Run(format!("no memory: {error}")))?;
+        let state = self.rest.as_ref().map(|rest| rest.spawn()).transpose();
+        let state = state.map_err(|error| EngineError::Run(chain(error)))?;
+        Ok(Session { network: self, memories, state })
+    }
+}
+
+fn island_steps(island: &Planned) -> Vec<Step> {
+    let steps = island.program.explain().into_iter().map(|step| Step {
+        name: step.name,
+        operator: step.operator,
+        place: "integer",
+        kernel: step.kernel,
+        shape: vec![island.batch, step.shape.c, step.shape.d, step.shape.h, step.shape.w],
+        macs: step.macs * island.batch as u64,
+        bytes: step.bytes,
+    });
+    steps.collect()
+}
+
+/// The tensors of a tract plan that are alive at once, in bytes, at most.
+fn tract_bytes(plan: &TypedSimplePlan) -> usize {
+    let model = plan.model();
+    let order = plan.order_without_consts();
+    let place: HashMap<usize, usize> = order.iter().enumerate().map(|(at, id)| (*id, at)).collect();
+    let mut change = vec![0isize; order.len() + 1];
+    for (at, id) in order.iter().enumerate() {
+        for outlet in &model.node(*id).outputs {
+            let count: usize = outlet.fact.shape.as_concrete().map_or(0, |dims| dims.iter().product());
+            let bytes = (count * outlet.fact.datum_type.size_of()) as isize;
+            let last = outlet.successors.iter().filter_map(|inlet| place.get(&inlet.node)).max().copied();
+            change[at] += bytes;
+            change[last.unwrap_or(order.len() - 1) + 1] -= bytes;
+        }
+    }
+    let mut alive = 0;
+    change.iter().map(|bytes| { alive += bytes; alive }).max().unwrap_or(0).max(0) as usize
+}
+
+/// Shapes that tract infers for the floats of a network; those the file states where tract cannot read it.
+fn inferred_shapes(model: &ModelProto) -> HashMap<String, Vec<usize>> {
+    let mut shapes = HashMap::new();
+    if let Some(graph) = &model.graph {
+        for info in &graph.value_info {
+            if let Some(shape) = onnx::stated_shape(info) {
+                shapes.insert(info.name.clone(), shape);
+            }
+        }
+    }
+    let parsed = tract_onnx::onnx().parse(model, None);
+    if let Ok(mut parsed) = parsed {
+        // What was inferred before an operator that nobody has still holds.
+        let _ = parsed.model.analyse(true);
+        for (name, outlet) in &parsed.outlets_by_name {
+            let dims = parsed.model.outlet_fact(*outlet).ok().and_then(|fact| fact.shape.concretize());
+            let dims = dims.and_then(|dims| dims.iter().map(|dim| dim.to_usize().ok()).collect::<Option<Vec<_>>>());
+            if let Some(dims) = dims {
+                shapes.insert(name.clone(), dims);
+            }
+        }
+    }
+    shapes
+}
+
+/// Plans what tract runs.
+fn plan_rest(model: &ModelProto) -> Result<Arc<TypedSimplePlan>, EngineError> {
+    let fail = |error: TractError| EngineError::Load(chain(error));
+    let mut framework = tract_onnx::onnx();
+    framework.op_register.insert(lower::ISLAND_OPERATOR, Hook::parse);
+    let typed = framework.model_for_proto_model(model).map_err(fail)?.into_typed().map_err(fail)?;
+    for node in typed.nodes() {
+        for outlet in &node.outputs {
+            let at = || format!("node {:?} ({})", node.name, node.op.name());
+            let dims = outlet.fact.shape.as_concrete();
+            let dims = dims.ok_or_else(|| onnx::refuse(format!("{}: its shape is not fixed", at())))?;
+            if !dims.is_empty() && onnx::elements(dims.iter().map(|d| *d as i64)).is_none() {
+                return Err(onnx::refuse(format!("{} has the shape {dims:?}", at())));
+            }
+        }
+    }
+    TypedSimplePlan::new(typed.into_optimized().map_err(fail)?).map_err(fail)
+}
+
+type Shapes = Vec<Vec<usize>>;
+
+fn edge_shapes(plan: &TypedSimplePlan) -> Result<(Shapes, Shapes), EngineError> {
+    let fail = |error: TractError| EngineError::Load(chain(error));
+    let model = plan.model();
+    let shapes = |outlets: &[OutletId]| -> Result<Shapes, EngineError> {
+        let shape = |outlet: &OutletId| {
+            let fact = model.outlet_fact(*outlet).map_err(fail)?;
+            fact.shape.as_concrete().map(<[usize]>::to_vec).ok_or_else(|| onnx::refuse("an open shape at the edge"))
+        };
+        outlets.iter().map(shape).collect()
+    };
+    Ok((shapes(model.input_outlets().map_err(fail)?)?, shapes(model.output_outlets().map_err(fail)?)?))
+}
+
+/// An island as tract sees it: an operator of known shapes. The session runs the island itself, with its pool and arena.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hook {
+    index: usize,
+    outputs: Vec<Vec<usize>>,
+}
+
+impl Hook {
+    fn parse(_: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+        let ints = |name: &str| node.attribute.iter().find(|a| a.name == name).map_or(&[][..], |a| &a.ints);
+        let index = ints("index").first().copied().unwrap_or_default() as usize;
+        let mut outputs = Vec::new();
+        let mut shapes = ints("shapes");
+        while let Some((rank, dims)) = shapes.split_first() {
+            let (shape, others) = dims.split_at_checked(*rank as usize).context("the shapes of an island")?;
+            outputs.push(shape.iter().map(|dim| *dim as usize).collect());
+            shapes = others;
+        }
+        Ok((expand(Self { index, outputs }), vec![]))
+    }
+}
+
+impl Expansion for Hook {
+    fn name(&self) -> StaticName {
+        "IntegerIsland".into()
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        Ok(self.outputs.len())
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        _inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        for (output, shape) in outputs.iter().zip(&self.outputs) {
+            solver.equals(&output.datum_type, f32::datum_type())?;
+            solver.equals(&output.shape, shape.iter().map(|dim| dim.to_dim()).collect::<TVec<_>>())?;
+        }
+        Ok(())
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        model.wire_node(prefix, self.clone(), inputs)
+    }
+}
+
+impl Op for Hook {
+    fn name(&self) -> StaticName {
+        "IntegerIsland".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Hook {
+    not_out_of_plan!();
+}
+
+impl TypedOp for Hook {
+    as_op!();
+
+    fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(self.outputs.iter().map(|shape| f32::fact(shape)).collect())
     }
 }
 
 /// One runner of a network; reuses its memory from run to run.
 pub struct Session<'n> {
     network: &'n Network,
-    state: SimpleState<TypedFact, Box<dyn TypedOp>>,
+    memories: Vec<Memory>,
+    state: Option<TypedSimpleState>,
 }
 
 impl Session<'_> {
@@ -180,7 +384,23 @@ impl Session<'_> {
     ///
     /// # Errors
     /// [`EngineError::InputShape`] and [`EngineError::Run`].
-    pub fn run(&mut self, _pool: &Pool, inputs: &[ArrayViewD<'_, f32>]) -> Result<Vec<ArrayD<f32>>, EngineError> {
+    pub fn run(&mut self, pool: &Pool, inputs: &[ArrayViewD<'_, f32>]) -> Result<Vec<ArrayD<f32>>, EngineError> {
+        let mut outputs: Vec<_> =
+            self.network.output_shapes.iter().map(|shape| ArrayD::zeros(IxDyn(shape))).collect();
+        self.run_into(pool, inputs, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// As [`Session::run`], into arrays of the caller. A network that is all integer then allocates nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::InputShape`] and [`EngineError::Run`], also for outputs of other shapes than the network's.
+    pub fn run_into(
+        &mut self,
+        pool: &Pool,
+        inputs: &[ArrayViewD<'_, f32>],
+        outputs: &mut [ArrayD<f32>],
+    ) -> Result<(), EngineError> {
         let wanted = &self.network.input_shapes;
         if inputs.len() != wanted.len() {
             return Err(EngineError::Run(format!("{} inputs were given, it takes {}", inputs.len(), wanted.len())));
@@ -190,33 +410,93 @@ impl Session<'_> {
                 return Err(EngineError::InputShape { index, got: input.shape().to_vec(), want: want.clone() });
             }
         }
-        guarded(|| self.run_tract(inputs), EngineError::Run)
+        if !outputs.iter().map(|output| output.shape()).eq(self.network.output_shapes.iter().map(Vec::as_slice)) {
+            return Err(EngineError::Run("the outputs have other shapes than the network's".into()));
+        }
+        guarded(
+            || if self.state.is_some() { self.run_mixed(pool, inputs, outputs) } else { self.run_island(pool, inputs, outputs) },
+            EngineError::Run,
+        )
     }
 
-    fn run_tract(&mut self, inputs: &[ArrayViewD<'_, f32>]) -> Result<Vec<ArrayD<f32>>, EngineError> {
-        let fail = |error: TractError| EngineError::Run(chain(error));
-        let model = self.network.plan.model();
-        let values = inputs
-            .iter()
-            .enumerate()
-            .map(|(index, input)| {
-                let dense = input.as_standard_layout();
-                let slice = dense.as_slice().expect("the standard layout is contiguous");
-                let tensor = Tensor::from_shape(input.shape(), slice)?;
-                let wanted = model.input_fact(index)?.datum_type;
-                Ok(tensor.cast_to_dt(wanted)?.into_owned().into_tvalue())
-            })
-            .collect::<TractResult<TVec<TValue>>>()
-            .map_err(fail)?;
-        let outputs = self.state.run(values).map_err(fail)?;
-        outputs
-            .iter()
-            .map(|output| {
-                let output = output.cast_to::<f32>()?;
-                let values = output.try_as_plain_ram()?.as_slice::<f32>()?.to_vec();
-                ArrayD::from_shape_vec(IxDyn(output.shape()), values).map_err(|error| TractError::msg(error.to_string()))
-            })
-            .collect::<TractResult<_>>()
-            .map_err(fail)
+    fn run_island(
+        &mut self,
+        pool: &Pool,
+        inputs: &[ArrayViewD<'_, f32>],
+        outputs: &mut [ArrayD<f32>],
+    ) -> Result<(), EngineError> {
+        let dense: Vec<_> = inputs.iter().map(|input| input.as_standard_layout()).collect();
+        let inputs: Vec<&[f32]> =
+            dense.iter().map(|input| input.as_slice().expect("the standard layout is contiguous")).collect();
+        let mut slices = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            slices.push(output.as_slice_mut().ok_or_else(|| EngineError::Run("an output is not contiguous".into()))?);
+        }
+        run_planned(&self.network.islands[0], &mut self.memories[0], pool, &inputs, &mut slices)
     }
+
+    fn run_mixed(
+        &mut self,
+        pool: &Pool,
+        inputs: &[ArrayViewD<'_, f32>],
+        outputs: &mut [ArrayD<f32>],
+    ) -> Result<(), EngineError> {
+        let fail = |error: TractError| EngineError::Run(chain(error));
+        let (Some(state), Some(rest)) = (&mut self.state, &self.network.rest) else { return Ok(()) };
+        let model = rest.model();
+        let values = inputs.iter().enumerate().map(|(index, input)| {
+            let dense = input.as_standard_layout();
+            let slice = dense.as_slice().expect("the standard layout is contiguous");
+            let tensor = Tensor::from_shape(input.shape(), slice)?;
+            let wanted = model.input_fact(index)?.datum_type;
+            Ok(tensor.cast_to_dt(wanted)?.into_owned().into_tvalue())
+        });
+        let values = values.collect::<TractResult<TVec<TValue>>>().map_err(fail)?;
+        let (islands, memories) = (&self.network.islands, &mut self.memories);
+        let results = state.run_plan_with_eval(values, |context, op_state, node, inputs| {
+            let Some(hook) = node.op_as::<Hook>() else { return tract_core::plan::eval(context, op_state, node, inputs) };
+            let island = &islands[hook.index];
+            let views = inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<Vec<_>>>()?;
+            let inputs = views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<Vec<_>>>()?;
+            let mut results: Vec<Vec<f32>> =
+                island.outputs.iter().map(|shape| vec![0.0; shape.iter().product()]).collect();
+            let mut slices: Vec<&mut [f32]> = results.iter_mut().map(Vec::as_mut_slice).collect();
+            run_planned(island, &mut memories[hook.index], pool, &inputs, &mut slices)
+                .map_err(|error| TractError::msg(error.to_string()))?;
+            let tensors = results.iter().zip(&island.outputs).map(|(values, shape)| Tensor::from_shape(shape, values));
+            tensors.map(|tensor| Ok(tensor?.into_tvalue())).collect::<TractResult<TVec<TValue>>>()
+        });
+        for (result, output) in results.map_err(fail)?.iter().zip(outputs) {
+            let result = result.cast_to::<f32>().map_err(fail)?;
+            let plain = result.try_as_plain_ram().map_err(fail)?;
+            let values = plain.as_slice::<f32>().map_err(fail)?;
+            let output = output.as_slice_mut().ok_or_else(|| EngineError::Run("an output is not contiguous".into()))?;
+            output.copy_from_slice(values);
+        }
+        Ok(())
+    }
+}
+
+/// Runs an island for each volume of its batch.
+fn run_planned(
+    island: &Planned,
+    memory: &mut Memory,
+    pool: &Pool,
+    inputs: &[&[f32]],
+    outputs: &mut [&mut [f32]],
+) -> Result<(), EngineError> {
+    for n in 0..island.batch {
+        let part = |len: usize| n * (len / island.batch)..(n + 1) * (len / island.batch);
+        let inputs: Vec<&[f32]> = inputs.iter().map(|input| &input[part(input.len())]).collect();
+        let mut outputs: Vec<&mut [f32]> = outputs
+            .iter_mut()
+            .map(|output| {
+                let range = part(output.len());
+                &mut output[range]
+            })
+            .collect();
+        let run = island.program.run(pool, memory, &inputs, &mut outputs);
+        run.map_err(|fault| EngineError::Run(fault.to_string()))?;
+    }
+    Ok(())
 }

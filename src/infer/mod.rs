@@ -3,6 +3,9 @@
 pub mod engine;
 pub mod forest;
 pub mod grid;
+pub mod kernels;
+mod layers;
+mod lower;
 pub mod manifest;
 mod onnx;
 pub mod package;

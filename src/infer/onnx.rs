@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, type_proto};
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::Framework;
 
 use super::engine::EngineError;
@@ -264,6 +264,17 @@ pub(crate) fn network_inputs(graph: &GraphProto) -> impl Iterator<Item = &str> {
         .iter()
         .map(|input| input.name.as_str())
         .filter(|name| !graph.initializer.iter().any(|tensor| tensor.name == *name))
+}
+
+/// The shape that the file states for a tensor, if it is complete.
+pub(crate) fn stated_shape(info: &ValueInfoProto) -> Option<Vec<usize>> {
+    use tract_onnx::pb::tensor_shape_proto::dimension::Value;
+    let type_proto::Value::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()?;
+    let dims = tensor.shape.as_ref()?.dim.iter().map(|dim| match dim.value {
+        Some(Value::DimValue(value)) => usize::try_from(value).ok(),
+        _ => None,
+    });
+    dims.collect()
 }
 
 /// The shape of a graph input, every dimension known and positive.

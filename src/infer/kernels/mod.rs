@@ -1,0 +1,89 @@
+//! Networks in integers: an 8-bit graph, its plan in one arena, and the kernels that run it.
+//!
+//! Activations lie as `[depth, row, column, channel]` bytes, one volume at a time. Inside, every activation is unsigned:
+//! a signed one is stored with 128 added to it and to its zero point, which changes no result. Accumulators are `i32`,
+//! and one rule turns them into bytes again (that of ONNX Runtime's `QLinearConv`): convert to `f32`, multiply by the
+//! combined scale, clamp, round half to even, add the zero point. Each of these is exact or correctly rounded by
+//! IEEE 754, so all kernels on all processors give the same bits.
+
+pub mod graph;
+
+mod conv;
+mod memory;
+mod plan;
+mod portable;
+mod simple;
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub use memory::Memory;
+pub use plan::{Program, ProgramStep};
+
+/// The environment variable that overrules [`Kernel::best`], for tests and measurements.
+pub const KERNEL_VARIABLE: &str = "SCANSIDE_KERNEL";
+
+/// A family of instructions for the inner loops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Plain Rust: the reference, and what runs where nothing better is known.
+    Portable,
+    /// x86-64 with AVX2: `vpmaddubsw` under a proof that no 16-bit sum saturates.
+    Avx2,
+    /// x86-64 with AVX-512 VNNI: `vpdpbusd`.
+    Vnni,
+}
+
+impl Kernel {
+    /// Its name, as [`KERNEL_VARIABLE`] takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Vnni => "vnni",
+        }
+    }
+
+    /// Those that this processor can run, the portable one first and the fastest last.
+    pub fn available() -> Vec<Self> {
+        let mut kernels = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                kernels.push(Self::Avx2);
+            }
+            if x86_64::has_vnni() {
+                kernels.push(Self::Vnni);
+            }
+        }
+        kernels
+    }
+
+    /// The fastest one of this processor, or the one that [`KERNEL_VARIABLE`] names if the processor has it.
+    pub fn best() -> Self {
+        let kernels = Self::available();
+        let asked = std::env::var(KERNEL_VARIABLE).ok();
+        if let Some(name) = asked.as_deref().filter(|name| !name.is_empty()) {
+            match kernels.iter().find(|kernel| kernel.name() == name) {
+                Some(kernel) => return *kernel,
+                None => log::warn!("{KERNEL_VARIABLE}={name}: this processor has only {kernels:?}"),
+            }
+        }
+        *kernels.last().expect("the portable one is always there")
+    }
+
+    fn row(self, width: usize) -> conv::RowKernel {
+        match (self, width) {
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, 16) => x86_64::row_avx2_16,
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, _) => x86_64::row_avx2_8,
+            #[cfg(target_arch = "x86_64")]
+            (Self::Vnni, 16) => x86_64::row_vnni_16,
+            #[cfg(target_arch = "x86_64")]
+            (Self::Vnni, _) => x86_64::row_vnni_8,
+            (_, 16) => portable::row::<16>,
+            _ => portable::row::<8>,
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! Layers that are no convolution: each computes rows of its output, and moves bytes more than it computes.
+
+use std::sync::Arc;
+
+use super::Kernel;
+use super::conv::round;
+use super::graph::{Map, Quant, Shape, Window};
+use super::memory::Pointers;
+
+/// One tensor of the arena as part of a view.
+#[derive(Clone)]
+pub(super) struct SourcePart {
+    pub offset: usize,
+    /// Of the tensor, before it is enlarged.
+    pub shape: Shape,
+    pub up: [usize; 3],
+    pub map: Option<Map>,
+}
+
+/// A view, placed in the arena.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub parts: Vec<SourcePart>,
+    pub channels: usize,
+}
+
+impl Source {
+    pub(super) fn plain(&self) -> bool {
+        matches!(self.parts.as_slice(), [SourcePart { up: [1, 1, 1], map: None, .. }])
+    }
+
+    /// Where the tensor of a plain view lies.
+    pub(super) fn offset(&self) -> usize {
+        self.parts[0].offset
+    }
+
+    /// Bytes of scratch that [`Source::row`] needs.
+    pub(super) fn scratch(&self) -> usize {
+        let mapped = self.parts.iter().filter(|part| part.map.is_some());
+        mapped.map(|part| part.shape.w * part.shape.c + 64).max().unwrap_or(0)
+    }
+
+    /// Writes the first `columns` pixels of row `(d, h)` to `to`.
+    ///
+    /// # Safety
+    /// The arena is as planned, `to` has room for the pixels and `scratch` for [`Source::scratch`] bytes.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn row(
+        &self,
+        d: usize,
+        h: usize,
+        columns: usize,
+        to: *mut u8,
+        scratch: *mut u8,
+        kernel: Kernel,
+        memory: Pointers,
+    ) {
+        let mut first = 0;
+        for part in &self.parts {
+            let channels = part.shape.c;
+            let row = (d / part.up[0] * part.shape.h + h / part.up[1]) * part.shape.w * channels;
+            let repeat = part.up[2];
+            let needed = columns.div_ceil(repeat);
+            // SAFETY: row `(d, h)` of the view lies inside the tensor; the rest is the caller's promise.
+            unsafe {
+                let mut from = memory.at(part.offset).add(row).cast_const();
+                let whole = self.parts.len() == 1 && repeat == 1;
+                if let Some(map) = &part.map {
+                    let mapped = if whole { to } else { scratch };
+                    map_bytes(kernel, map, from, mapped, needed * channels);
+                    from = mapped;
+                } else if whole {
+                    from.copy_to_nonoverlapping(to, columns * channels);
+                }
+                if !whole {
+                    scatter(from, channels, repeat, to.add(first), self.channels, columns);
+                }
+            }
+            first += channels;
+        }
+    }
+}
+
+/// Copies pixels of `channels` bytes, each `repeat` times, to places `stride` bytes apart.
+unsafe fn scatter(from: *const u8, channels: usize, repeat: usize, to: *mut u8, stride: usize, pixels: usize) {
+    // SAFETY: the caller gives rows of that many pixels.
+    unsafe {
+        match channels {
+            8 => scatter_as::<8>(from, 1, repeat, to, stride, pixels),
+            c if c % 16 == 0 => scatter_as::<16>(from, c / 16, repeat, to, stride, pixels),
+            c if c % 8 == 0 => scatter_as::<8>(from, c / 8, repeat, to, stride, pixels),
+            c if c % 4 == 0 => scatter_as::<4>(from, c / 4, repeat, to, stride, pixels),
+            c => scatter_as::<1>(from, c, repeat, to, stride, pixels),
+        }
+    }
+}
+
+unsafe fn scatter_as<const N: usize>(
+    mut from: *const u8,
+    pieces: usize,
+    repeat: usize,
+    mut to: *mut u8,
+    stride: usize,
+    pixels: usize,
+) {
+    let mut done = 0;
+    while done < pixels {
+        let copies = repeat.min(pixels - done);
+        for _ in 0..copies {
+            for piece in 0..pieces {
+                // SAFETY: as `scatter`.
+                unsafe { to.add(piece * N).cast::<[u8; N]>().write_unaligned(from.add(piece * N).cast::<[u8; N]>().read_unaligned()) };
+            }
+            // SAFETY: the address is used for the next pixel only if there is one.
+            to = to.wrapping_add(stride);
+        }
+        done += copies;
+        from = from.wrapping_add(pieces * N);
+    }
+}
+
+unsafe fn map_bytes(kernel: Kernel, map: &[u8; 256], from: *const u8, to: *mut u8, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel == Kernel::Vnni && super::x86_64::has_vbmi() {
+        // SAFETY: the processor has VBMI.
+        unsafe { super::x86_64::map_bytes(map, from, to, count) };
+        return;
+    }
+    let _ = kernel;
+    for at in 0..count {
+        // SAFETY: the caller gives `count` bytes on both sides.
+        unsafe { to.add(at).write(map[usize::from(*from.add(at))]) };
+    }
+}
+
+/// A planned layer of this file. Offsets are places in the arena.
+pub(super) enum Work {
+    Quantize { input: usize, quant: Quant },
+    MaxPool { from: usize, input: Shape, window: Window },
+    AveragePool { from: usize, input: Shape, window: Window, count_padding: bool, quant: [Quant; 2] },
+    GlobalAverage { from: usize, input: Shape, quant: [Quant; 2] },
+    Add { from: [usize; 2], quant: [Quant; 3], low: u8 },
+    Multiply { from: [usize; 2], whole: bool, quant: [Quant; 3] },
+    Gather { source: Source },
+    Pad { from: usize, input: Shape, before: [usize; 3], value: u8 },
+    Dequantize { from: usize, output: usize, table: Arc<[f32; 256]>, softmax: bool },
+}
+
+/// One layer of this file, planned.
+pub(super) struct Simple {
+    pub work: Work,
+    /// Of the output (of the input, where that is floats).
+    pub shape: Shape,
+    pub out: usize,
+    pub kernel: Kernel,
+}
+
+/// Rows of one unit: enough to be worth a thread's while.
+const UNIT_BYTES: usize = 64 << 10;
+
+impl Simple {
+    pub(super) fn describe(&self) -> &'static str {
+        match self.work {
+            Work::Quantize { .. } => "quantize",
+            Work::MaxPool { .. } => "max pool",
+            Work::AveragePool { .. } => "average pool",
+            Work::GlobalAverage { .. } => "global average",
+            Work::Add { .. } => "add",
+            Work::Multiply { .. } => "multiply",
+            Work::Gather { .. } => "gather",
+            Work::Pad { .. } => "pad",
+            Work::Dequantize { softmax: true, .. } => "softmax",
+            Work::Dequantize { .. } => "dequantize",
+        }
+    }
+
+    pub(super) fn scratch(&self) -> usize {
+        match &self.work {
+            Work::MaxPool { input, .. } => input.w * input.c + 64,
+            Work::Gather { source } => source.scratch(),
+            _ => 0,
+        }
+    }
+
+    fn rows_each(&self) -> usize {
+        (UNIT_BYTES / (self.shape.w * self.shape.c).max(1)).max(1)
+    }
+
+    pub(super) fn units(&self) -> usize {
+        match self.work {
+            Work::GlobalAverage { .. } => 1,
+            _ => (self.shape.d * self.shape.h).div_ceil(self.rows_each()),
+        }
+    }
+
+    /// Computes one unit.
+    ///
+    /// # Safety
+    /// As `Conv::run`; the inputs and outputs have the shapes of the plan.
+    pub(super) unsafe fn run(&self, unit: usize, thread: usize, memory: Pointers, edge: &Edge<'_>) {
+        // SAFETY: the caller's promise; the wide version only where the processor has AVX2.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.kernel != Kernel::Portable {
+                return self.run_avx2(unit, thread, memory, edge);
+            }
+            self.run_rows(unit, thread, memory, edge);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn run_avx2(&self, unit: usize, thread: usize, memory: Pointers, edge: &Edge<'_>) {
+        // SAFETY: as `run`.
+        unsafe { self.run_rows(unit, thread, memory, edge) }
+    }
+
+    #[inline(always)]
+    unsafe fn run_rows(&self, unit: usize, thread: usize, memory: Pointers, edge: &Edge<'_>) {
+        let each = self.rows_each();
+        let rows = unit * each..((unit + 1) * each).min(self.shape.d * self.shape.h);
+        let Shape { h: height, w, c, .. } = self.shape;
+        // SAFETY: tensors lie at their planned places, and this unit alone writes these rows of the output.
+        unsafe {
+            let tensor = |offset: usize, bytes: usize| std::slice::from_raw_parts(memory.at(offset).cast_const(), bytes);
+            if let Work::GlobalAverage { from, input, quant } = &self.work {
+                let out = std::slice::from_raw_parts_mut(memory.at(self.out), c);
+                return global_average(tensor(*from, input.bytes()), *quant, out);
+            }
+            for row in rows {
+                let (d, h) = (row / height, row % height);
+                let at = row * w * c;
+                let same = |offset: usize| &tensor(offset, at + w * c)[at..];
+                let out = || std::slice::from_raw_parts_mut(memory.at(self.out).add(at), w * c);
+                match &self.work {
+                    Work::Quantize { input, quant } => quantize(edge.inputs[*input], self.shape, row, *quant, out()),
+                    Work::MaxPool { from, input, window } => {
+                        let scratch = std::slice::from_raw_parts_mut(memory.scratch(thread), input.w * input.c);
+                        max_pool(tensor(*from, input.bytes()), *input, window, [d, h], w, scratch, out());
+                    }
+                    Work::AveragePool { from, input, window, count_padding, quant } => {
+                        average_pool(tensor(*from, input.bytes()), *input, window, *count_padding, *quant, [d, h], c, out());
+                    }
+                    Work::GlobalAverage { .. } => {}
+                    Work::Add { from, quant, low } => add(same(from[0]), same(from[1]), quant, *low, out()),
+                    Work::Multiply { from, whole, quant } => {
+                        if *whole {
+                            multiply(same(from[0]), same(from[1]), quant, out());
+                        } else {
+                            let factors = tensor(from[1], c);
+                            let pixels = same(from[0]).chunks_exact(c).zip(out().chunks_exact_mut(c));
+                            pixels.for_each(|(pixel, out)| multiply(pixel, factors, quant, out));
+                        }
+                    }
+                    Work::Gather { source } => {
+                        let to = out().as_mut_ptr();
+                        source.row(d, h, w, to, memory.scratch(thread), self.kernel, memory);
+                    }
+                    Work::Pad { from, input, before, value } => {
+                        let out = out();
+                        out.fill(*value);
+                        let inside = |at: usize, axis: usize, extent: usize| {
+                            at.checked_sub(before[axis]).filter(|at| *at < extent)
+                        };
+                        if let (Some(d), Some(h)) = (inside(d, 0, input.d), inside(h, 1, input.h)) {
+                            let bytes = input.w * c;
+                            let from = &tensor(*from, input.bytes())[(d * input.h + h) * bytes..][..bytes];
+                            out[before[2] * c..][..bytes].copy_from_slice(from);
+                        }
+                    }
+                    Work::Dequantize { from, output, table, softmax } => {
+                        let at = row * w;
+                        let from = &tensor(*from, self.shape.bytes())[at * c..][..w * c];
+                        dequantize(from, table, *softmax, edge.outputs[*output].add(at), self.shape.voxels(), c);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The float inputs and outputs of a run, each `[channel, depth, row, column]`.
+pub(super) struct Edge<'a> {
+    pub inputs: &'a [&'a [f32]],
+    pub outputs: &'a [*mut f32],
+}
+
+// SAFETY: the pointers are to outputs borrowed exclusively for the run, and each unit writes rows of its own.
+unsafe impl Sync for Edge<'_> {}
+
+#[inline(always)]
+fn quantize(input: &[f32], shape: Shape, row: usize, quant: Quant, out: &mut [u8]) {
+    let zero = f32::from(quant.zero);
+    let (low, high) = (-zero, 255.0 - zero);
+    let byte = |real: f32| (round((real / quant.scale).max(low).min(high)) as i32 + i32::from(quant.zero)) as u8;
+    for channel in 0..shape.c {
+        let from = &input[(channel * shape.d * shape.h + row) * shape.w..][..shape.w];
+        if shape.c == 1 {
+            out.iter_mut().zip(from).for_each(|(out, real)| *out = byte(*real));
+        } else {
+            out[channel..].iter_mut().step_by(shape.c).zip(from).for_each(|(out, real)| *out = byte(*real));
+        }
+    }
+}
+
+#[inline(always)]
+fn max_into(out: &mut [u8], bytes: &[u8]) {
+    out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = (*out).max(*byte));
+}
+
+#[inline(always)]
+fn max_pool(
+    from: &[u8],
+    input: Shape,
+    window: &Window,
+    [d, h]: [usize; 2],
+    columns: usize,
+    tallest: &mut [u8],
+    out: &mut [u8],
+) {
+    let c = input.c;
+    // Over depth and rows first, whole rows at a time; then over columns.
+    let mut any = false;
+    for kd in 0..window.kernel[0] {
+        for kh in 0..window.kernel[1] {
+            let depth = (d * window.stride[0] + kd * window.dilation[0]).checked_sub(window.before[0]);
+            let row = (h * window.stride[1] + kh * window.dilation[1]).checked_sub(window.before[1]);
+            let (Some(depth), Some(row)) = (depth.filter(|d| *d < input.d), row.filter(|h| *h < input.h)) else {
+                continue;
+            };
+            let bytes = &from[(depth * input.h + row) * input.w * c..][..input.w * c];
+            if any { max_into(tallest, bytes) } else { tallest.copy_from_slice(bytes) }
+            any = true;
+        }
+    }
+    if !any {
+        tallest.fill(0);
+    }
+    let pairs = window.kernel[2] == 2 && window.stride[2] == 2 && window.before[2] == 0 && 2 * columns <= input.w;
+    match (pairs, c) {
+        (true, 8) => pairs_of::<8>(tallest, out),
+        (true, 16) => pairs_of::<16>(tallest, out),
+        (true, 32) => pairs_of::<32>(tallest, out),
+        _ => {
+            for (column, out) in out.chunks_exact_mut(c).enumerate() {
+                out.fill(0);
+                for kw in 0..window.kernel[2] {
+                    let at = (column * window.stride[2] + kw * window.dilation[2]).checked_sub(window.before[2]);
+                    if let Some(at) = at.filter(|at| *at < input.w) {
+                        max_into(out, &tallest[at * c..][..c]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn pairs_of<const C: usize>(row: &[u8], out: &mut [u8]) {
+    for (out, pair) in out.as_chunks_mut::<C>().0.iter_mut().zip(row.chunks_exact(2 * C)) {
+        for channel in 0..C {
+            out[channel] = pair[channel].max(pair[C + channel]);
+        }
+    }
+}
+
+/// As ONNX Runtime's `QLinearAveragePool`: the sum of the real numbers, in the order of the taps, divided, and rounded
+/// with the zero point already added.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn average_pool(
+    from: &[u8],
+    input: Shape,
+    window: &Window,
+    count_padding: bool,
+    [quant, to]: [Quant; 2],
+    [d, h]: [usize; 2],
+    c: usize,
+    out: &mut [u8],
+) {
+    const CHUNK: usize = 16;
+    let range = |at: usize, axis: usize, extent: usize| {
+        let start = at * window.stride[axis];
+        let end = (start + window.kernel[axis]).saturating_sub(window.before[axis]).min(extent);
+        start.saturating_sub(window.before[axis])..end
+    };
+    let (depths, rows) = (range(d, 0, input.d), range(h, 1, input.h));
+    for (column, out) in out.chunks_exact_mut(c).enumerate() {
+        let columns = range(column, 2, input.w);
+        let seen = depths.len() * rows.len() * columns.len();
+        let count = if count_padding { window.taps() } else { seen } as f32;
+        for first in (0..c).step_by(CHUNK) {
+            let lanes = CHUNK.min(c - first);
+            let mut sums = [0f32; CHUNK];
+            for d in depths.clone() {
+                for h in rows.clone() {
+                    for w in columns.clone() {
+                        let bytes = &from[((d * input.h + h) * input.w + w) * c + first..][..lanes];
+                        for (sum, byte) in sums.iter_mut().zip(bytes) {
+                            *sum += quant.real(*byte);
+                        }
+                    }
+                }
+            }
+            for (out, sum) in out[first..].iter_mut().zip(&sums[..lanes]) {
+                *out = with_zero_added(sum / count, to);
+            }
+        }
+    }
+}
+
+/// `clamp(round(real / scale + zero))` with the zero point as the network has it.
+#[inline(always)]
+fn with_zero_added(real: f32, quant: Quant) -> u8 {
+    let offset = quant.offset() as f32;
+    let value = (real / quant.scale + quant.network_zero() as f32).max(-offset).min(255.0 - offset);
+    (round(value) as i32 + quant.offset()) as u8
+}
+
+/// As MLAS's `QLinearGlobalAveragePool`: an exact sum, one scale.
+#[inline(always)]
+fn global_average(from: &[u8], [quant, to]: [Quant; 2], out: &mut [u8]) {
+    let c = out.len();
+    let voxels = from.len() / c;
+    let scale = quant.scale / (to.scale * voxels as f32);
+    for (channel, out) in out.iter_mut().enumerate() {
+        let sum: i64 = from[channel..].iter().step_by(c).map(|byte| i64::from(*byte)).sum();
+        let sum = (sum - voxels as i64 * i64::from(quant.zero)) as i32;
+        let zero = f32::from(to.zero);
+        *out = super::conv::requantize(sum, scale, -zero, 255.0 - zero, i32::from(to.zero));
+    }
+}
+
+/// As MLAS's `QLinearAdd` on x86: two products and a fixed part, in that order.
+#[inline(always)]
+fn add(a: &[u8], b: &[u8], [qa, qb, to]: &[Quant; 3], low: u8, out: &mut [u8]) {
+    let (ra, rb) = (qa.scale / to.scale, qb.scale / to.scale);
+    let fixed = to.network_zero() as f32 - (ra * qa.network_zero() as f32 + rb * qb.network_zero() as f32);
+    let offset = to.offset();
+    let (oa, ob) = (qa.offset(), qb.offset());
+    let (least, most) = ((i32::from(low) - offset) as f32, (255 - offset) as f32);
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+        let (a, b) = ((i32::from(*a) - oa) as f32, (i32::from(*b) - ob) as f32);
+        let sum = ((fixed + a * ra) + b * rb).max(least).min(most);
+        *out = (round(sum) as i32 + offset) as u8;
+    }
+}
+
+/// As MLAS's `QLinearMul`: the exact product, one scale.
+#[inline(always)]
+fn multiply(a: &[u8], b: &[u8], [qa, qb, to]: &[Quant; 3], out: &mut [u8]) {
+    let scale = qa.scale * qb.scale / to.scale;
+    let zero = f32::from(to.zero);
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+        let product = (i32::from(*a) - i32::from(qa.zero)) * (i32::from(*b) - i32::from(qb.zero));
+        *out = super::conv::requantize(product, scale, -zero, 255.0 - zero, i32::from(to.zero));
+    }
+}
+
+#[inline(always)]
+unsafe fn dequantize(from: &[u8], table: &[f32; 256], softmax: bool, out: *mut f32, voxels: usize, c: usize) {
+    for (column, pixel) in from.chunks_exact(c).enumerate() {
+        if softmax {
+            // The table holds exp(-difference * scale): differences to the largest byte are exact.
+            let largest = pixel.iter().copied().max().unwrap_or(0);
+            let sum: f32 = pixel.iter().map(|byte| table[usize::from(largest - byte)]).sum();
+            for (channel, byte) in pixel.iter().enumerate() {
+                let value = table[usize::from(largest - byte)] / sum;
+                // SAFETY: `out` is the place of this row in an output of `voxels` times `c` floats.
+                unsafe { out.add(channel * voxels + column).write(value) };
+            }
+        } else {
+            for (channel, byte) in pixel.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { out.add(channel * voxels + column).write(table[usize::from(*byte)]) };
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Row kernels for x86-64.
+//!
+//! A tile of neighbouring pixels is kept in registers, a vector of channels each; each step broadcasts four bytes of every
+//! pixel against one vector of weights.
+
+use std::arch::x86_64::*;
+
+use super::conv::RowJob;
+
+pub(super) fn has_vnni() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Walks a row in tiles: as many of the widest as fit, then the smallest that covers the rest, shifted back over pixels
+/// already done (they are computed again, to the same bytes) where the row is long enough.
+macro_rules! walk {
+    ($job:expr, $tile:ident, $widest:literal, [$($size:literal),*]) => {{
+        let job = $job;
+        let mut done = 0;
+        while job.pixels - done >= $widest {
+            $tile::<$widest>(job, done);
+            done += $widest;
+        }
+        while done < job.pixels {
+            let left = job.pixels - done;
+            // The sizes ascend: the first that covers the rest and fits into the row, else the largest that fits.
+            let mut size = 1;
+            for candidate in [$($size),*] {
+                if candidate <= job.pixels && size < left {
+                    size = candidate;
+                }
+            }
+            let at = if size > left { job.pixels - size } else { done };
+            match size {
+                $($size => $tile::<$size>(job, at),)*
+                _ => $tile::<1>(job, at),
+            }
+            done = at + size;
+        }
+    }};
+}
+
+/// # Safety
+/// AVX-512 F, BW, VL and VNNI; the job's pointers are valid (see [`RowJob`]).
+pub(super) unsafe fn row_vnni_16(job: &RowJob) {
+    // SAFETY: the caller's promise.
+    unsafe { vnni_16(job) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn vnni_16(job: &RowJob) {
+    // SAFETY: as the caller's; tiles stay within the row.
+    unsafe { walk!(job, tile_vnni_16, 16, [2, 4, 6, 8, 12, 16]) }
+}
+
+/// # Safety
+/// As [`row_vnni_16`].
+pub(super) unsafe fn row_vnni_8(job: &RowJob) {
+    // SAFETY: the caller's promise.
+    unsafe { vnni_8(job) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn vnni_8(job: &RowJob) {
+    // SAFETY: as the caller's; tiles stay within the row.
+    unsafe { walk!(job, tile_vnni_8, 16, [2, 4, 6, 8, 12, 16]) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile_vnni_16<const T: usize>(job: &RowJob, first: usize) {
+    // SAFETY: the job's pointers; reads are unaligned, writes masked to the job's channels.
+    unsafe {
+        let base = job.base.add(first * job.pixel);
+        let stride = job.pixel;
+        let mut sums = [_mm512_loadu_si512(job.bias.cast()); T];
+        let mut weights = job.weights;
+        for step in 0..job.steps {
+            let at = base.add(*job.offsets.add(step) as usize);
+            let w = _mm512_loadu_si512(weights.cast());
+            weights = weights.add(64);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                let x = at.add(t / 4 * 4 * stride + t % 4 * stride);
+                *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi32(x.cast::<i32>().read_unaligned()), w);
+            }
+        }
+        let scale = _mm512_loadu_ps(job.scale);
+        let (low, high) = (_mm512_set1_ps(job.low), _mm512_set1_ps(job.high));
+        let zero = _mm512_set1_epi32(job.zero);
+        let mask = (0xffff_u32 >> (16 - job.lanes)) as u16;
+        for (t, sum) in sums.iter().enumerate() {
+            let real = _mm512_mul_ps(_mm512_cvtepi32_ps(*sum), scale);
+            let real = _mm512_min_ps(_mm512_max_ps(real, low), high);
+            let bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(real), zero));
+            let out = job.out.add((first + t) * job.out_pixel);
+            if mask == 0xffff {
+                _mm_storeu_si128(out.cast(), bytes);
+            } else {
+                _mm_mask_storeu_epi8(out.cast(), mask, bytes);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile_vnni_8<const T: usize>(job: &RowJob, first: usize) {
+    // SAFETY: as `tile_vnni_16`.
+    unsafe {
+        let base = job.base.add(first * job.pixel);
+        let stride = job.pixel;
+        let mut sums = [_mm256_loadu_si256(job.bias.cast()); T];
+        let mut weights = job.weights;
+        for step in 0..job.steps {
+            let at = base.add(*job.offsets.add(step) as usize);
+            let w = _mm256_loadu_si256(weights.cast());
+            weights = weights.add(32);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                let x = at.add(t / 4 * 4 * stride + t % 4 * stride);
+                *sum = _mm256_dpbusd_epi32(*sum, _mm256_set1_epi32(x.cast::<i32>().read_unaligned()), w);
+            }
+        }
+        let scale = _mm256_loadu_ps(job.scale);
+        let (low, high) = (_mm256_set1_ps(job.low), _mm256_set1_ps(job.high));
+        let zero = _mm256_set1_epi32(job.zero);
+        let mask = (0xff_u32 >> (8 - job.lanes)) as u16;
+        for (t, sum) in sums.iter().enumerate() {
+            let real = _mm256_mul_ps(_mm256_cvtepi32_ps(*sum), scale);
+            let real = _mm256_min_ps(_mm256_max_ps(real, low), high);
+            let bytes = _mm256_cvtepi32_epi8(_mm256_add_epi32(_mm256_cvtps_epi32(real), zero));
+            let out = job.out.add((first + t) * job.out_pixel);
+            if mask == 0xff {
+                _mm_storel_epi64(out.cast(), bytes);
+            } else {
+                _mm_mask_storeu_epi8(out.cast(), mask, bytes);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX2; the job's pointers are valid, and its steps were arranged so that no 16-bit sum saturates.
+pub(super) unsafe fn row_avx2_16(job: &RowJob) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match job.group {
+            4 => avx2_16::<4>(job),
+            3 => avx2_16::<3>(job),
+            2 => avx2_16::<2>(job),
+            _ => avx2_16::<1>(job),
+        }
+    }
+}
+
+/// # Safety
+/// As [`row_avx2_16`].
+pub(super) unsafe fn row_avx2_8(job: &RowJob) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match job.group {
+            4 => avx2_8::<4>(job),
+            3 => avx2_8::<3>(job),
+            2 => avx2_8::<2>(job),
+            _ => avx2_8::<1>(job),
+        }
+    }
+}
+
+macro_rules! walk_avx2 {
+    ($name:ident, $vectors:literal, $widest:literal, [$($size:literal),*]) => {
+        #[target_feature(enable = "avx2")]
+        unsafe fn $name<const G: usize>(job: &RowJob) {
+            #[inline]
+            #[target_feature(enable = "avx2")]
+            unsafe fn tile<const T: usize, const G: usize>(job: &RowJob, first: usize) {
+                // SAFETY: as the caller's.
+                unsafe { tile_avx2::<T, $vectors, G>(job, first) }
+            }
+            // SAFETY: as the caller's; tiles stay within the row.
+            unsafe {
+                let mut done = 0;
+                while job.pixels - done >= $widest {
+                    tile::<$widest, G>(job, done);
+                    done += $widest;
+                }
+                while done < job.pixels {
+                    let left = job.pixels - done;
+                    let mut size = 1;
+                    for candidate in [$($size),*] {
+                        if candidate <= job.pixels && size < left {
+                            size = candidate;
+                        }
+                    }
+                    let at = if size > left { job.pixels - size } else { done };
+                    match size {
+                        $($size => tile::<$size, G>(job, at),)*
+                        _ => tile::<1, G>(job, at),
+                    }
+                    done = at + size;
+                }
+            }
+        }
+    };
+}
+
+walk_avx2!(avx2_16, 2, 4, [2, 3, 4]);
+walk_avx2!(avx2_8, 1, 8, [2, 4, 6, 8]);
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn tile_avx2<const T: usize, const V: usize, const G: usize>(job: &RowJob, first: usize) {
+    // SAFETY: the job's pointers; reads are unaligned, writes go through a buffer where they are narrower than the vector.
+    unsafe {
+        let base = job.base.add(first * job.pixel);
+        let stride = job.pixel;
+        let ones = _mm256_set1_epi16(1);
+        let bias: [__m256i; V] = std::array::from_fn(|v| _mm256_loadu_si256(job.bias.add(8 * v).cast()));
+        let mut sums = [bias; T];
+        let mut weights = job.weights;
+        for group in 0..job.steps / G {
+            let at: [*const u8; G] = std::array::from_fn(|g| base.add(*job.offsets.add(group * G + g) as usize));
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let mut products = [_mm256_setzero_si256(); V];
+                for g in 0..G {
+                    let x = at[g].add(t * stride).cast::<i32>().read_unaligned();
+                    let x = _mm256_set1_epi32(x);
+                    for (v, product) in products.iter_mut().enumerate() {
+                        let w = _mm256_loadu_si256(weights.add((g * V + v) * 32).cast());
+                        let pairs = _mm256_maddubs_epi16(x, w);
+                        *product = if g == 0 { pairs } else { _mm256_add_epi16(*product, pairs) };
+                    }
+                }
+                for (sum, product) in sums.iter_mut().zip(products) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(product, ones));
+                }
+            }
+            weights = weights.add(G * V * 32);
+        }
+        let (low, high) = (_mm256_set1_ps(job.low), _mm256_set1_ps(job.high));
+        let zero = _mm256_set1_epi32(job.zero);
+        for (t, sums) in sums.iter().enumerate() {
+            let out = job.out.add((first + t) * job.out_pixel);
+            for (v, sum) in sums.iter().enumerate() {
+                let real = _mm256_mul_ps(_mm256_cvtepi32_ps(*sum), _mm256_loadu_ps(job.scale.add(8 * v)));
+                let real = _mm256_min_ps(_mm256_max_ps(real, low), high);
+                let whole = _mm256_add_epi32(_mm256_cvtps_epi32(real), zero);
+                let halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+                let bytes = _mm_packus_epi16(halves, halves);
+                let lanes = job.lanes.saturating_sub(8 * v).min(8);
+                if lanes == 8 {
+                    _mm_storel_epi64(out.add(8 * v).cast(), bytes);
+                } else {
+                    let narrow = _mm_cvtsi128_si64(bytes).to_le_bytes();
+                    for (lane, byte) in narrow.iter().take(lanes).enumerate() {
+                        out.add(8 * v + lane).write(*byte);
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn has_vbmi() -> bool {
+    is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bw")
+}
+
+/// Passes bytes through a table, 64 at a time.
+///
+/// # Safety
+/// AVX-512 VBMI; `count` readable and writable bytes that do not overlap (or are the same).
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) unsafe fn map_bytes(map: &[u8; 256], from: *const u8, to: *mut u8, count: usize) {
+    // SAFETY: the table has 256 bytes; the rest is the caller's promise, the tail is masked.
+    unsafe {
+        let table: [__m512i; 4] = std::array::from_fn(|n| _mm512_loadu_si512(map.as_ptr().add(64 * n).cast()));
+        let mut done = 0;
+        while done < count {
+            let mask = if count - done >= 64 { u64::MAX } else { (1 << (count - done)) - 1 };
+            let x = _mm512_maskz_loadu_epi8(mask, from.add(done).cast());
+            let low = _mm512_permutex2var_epi8(table[0], x, table[1]);
+            let high = _mm512_permutex2var_epi8(table[2], x, table[3]);
+            let mapped = _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high);
+            _mm512_mask_storeu_epi8(to.add(done).cast(), mask, mapped);
+            done += 64;
+        }
+    }
+}
