@@ -16,6 +16,8 @@ struct Arguments {
 enum Command {
     /// Shows what a configuration file comes to.
     Config(cli::config::Arguments),
+    /// Explains and times networks.
+    Model(cli::model::Arguments),
     /// Sends images to a scanside, or to any other DICOM application.
     Send(cli::send::Arguments),
 }
@@ -26,6 +28,7 @@ fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Config(arguments) => cli::config::run(arguments),
+        Command::Model(arguments) => cli::model::run(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
     };
     match result {

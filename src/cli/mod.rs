@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub mod config;
+pub mod model;
 pub mod send;
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.

@@ -13,7 +13,7 @@ use tract_onnx::pb::{ModelProto, NodeProto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::Cost;
 use tract_onnx::tract_hir::internal::*;
-use tract_onnx::{tract_core, tract_hir};
+use tract_onnx::tract_core;
 
 use super::kernels::{Kernel, Memory, Program};
 use super::{lower, onnx};

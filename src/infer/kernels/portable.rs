@@ -26,3 +26,18 @@ pub(super) unsafe fn row<const WIDTH: usize>(job: &RowJob) {
         }
     }
 }
+
+/// Multiply-adds of one round of a loop that does nothing else.
+pub(super) fn peak(rounds: usize) -> usize {
+    let mut sums = [1i32; 16];
+    let (mut x, mut w) = ([3i16; 32], [5i16; 32]);
+    for _ in 0..rounds {
+        x = std::hint::black_box(x);
+        for (n, sum) in sums.iter_mut().enumerate() {
+            *sum += i32::from(x[2 * n]) * i32::from(w[2 * n]) + i32::from(x[2 * n + 1]) * i32::from(w[2 * n + 1]);
+        }
+        w = std::hint::black_box(w);
+    }
+    std::hint::black_box(sums);
+    32
+}

@@ -288,3 +288,41 @@ pub(super) unsafe fn map_bytes(map: &[u8; 256], from: *const u8, to: *mut u8, co
         }
     }
 }
+
+/// Multiply-adds of one round of a loop that does nothing else, on ten independent sums.
+///
+/// # Safety
+/// AVX-512 VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn peak_vnni(rounds: usize) -> usize {
+    let mut sums = [_mm512_set1_epi32(1); 10];
+    let (mut x, w) = (_mm512_set1_epi8(3), _mm512_set1_epi8(5));
+    for _ in 0..rounds {
+        x = std::hint::black_box(x);
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, x, w);
+        }
+    }
+    std::hint::black_box(sums);
+    10 * 64
+}
+
+/// As [`peak_vnni`], with exact 16-bit multiply-adds: `vpmaddwd` and an addition.
+///
+/// # Safety
+/// AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn peak_avx2(rounds: usize) -> usize {
+    let mut sums = [_mm256_set1_epi32(1); 10];
+    let (mut x, w) = (_mm256_set1_epi16(3), _mm256_set1_epi16(5));
+    for _ in 0..rounds {
+        x = std::hint::black_box(x);
+        for (n, sum) in sums.iter_mut().enumerate() {
+            // Another factor for each sum, or the compiler multiplies once for all.
+            let w = _mm256_add_epi16(w, _mm256_set1_epi16(n as i16));
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, w));
+        }
+    }
+    std::hint::black_box(sums);
+    10 * 16
+}
