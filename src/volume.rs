@@ -452,6 +452,18 @@ impl Volume {
         Ok(Self { grid, voxel: self.voxel, rescale, store: self.store.clone(), slots })
     }
 
+    /// Some neighbouring slices as a volume of their own. Nothing is copied.
+    ///
+    /// # Panics
+    /// When `slices` reaches outside.
+    pub fn part(&self, slices: Range<usize>) -> Self {
+        let [z, y, x] = self.grid.shape;
+        assert!(slices.start <= slices.end && slices.end <= z, "slices {slices:?} of {z}");
+        let affine = self.grid.affine.shifted([0.0, 0.0, slices.start as f64]);
+        let slots = slices.clone().map(|k| self.slot(k) as u32).collect();
+        Self { grid: Grid { shape: [slices.len(), y, x], affine }, slots: Some(slots), ..self.clone() }
+    }
+
     /// Whether slices lie one after the other, so that [`Volume::stored`] can show them as one array.
     pub fn is_contiguous(&self) -> bool {
         self.slots.is_none()

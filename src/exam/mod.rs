@@ -3,6 +3,7 @@
 //! An exam is a function: the same volume and the same model packages give the same outcome, to the bit, on any number
 //! of threads, streamed or at once.
 
+pub mod attempt;
 pub mod chest_ct;
 
 use std::collections::BTreeMap;

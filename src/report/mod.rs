@@ -170,12 +170,33 @@ pub struct VolumeUsed {
     pub affine_lps: Affine,
     /// Places `k` of the lattice where no slice was.
     pub missing_slices: Vec<u32>,
+    /// Images of the series that are no part of the volume: scouts, strays, repeats.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set_aside: Vec<SetAside>,
+    /// Shear of the stack by a tilted gantry; the affine expresses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tilt_degrees: Option<f64>,
+    /// Smallest and largest distance between slices, where they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uneven_mm: Option<[f64; 2]>,
+}
+
+/// An image that came with the series and is no part of its volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAside {
+    /// (0008,0018)
+    pub sop_instance_uid: Uid,
+    /// Frame, from 0.
+    pub frame: usize,
+    /// Why.
+    pub reason: crate::geometry::Reason,
 }
 
 impl VolumeUsed {
     /// A whole volume on this grid.
     pub fn whole(grid: &Grid) -> Self {
-        Self { shape: grid.shape, spacing_mm: grid.spacing(), affine_lps: grid.affine, missing_slices: Vec::new() }
+        Self { shape: grid.shape, spacing_mm: grid.spacing(), affine_lps: grid.affine, missing_slices: Vec::new(),
+            set_aside: Vec::new(), tilt_degrees: None, uneven_mm: None }
     }
 }
 

@@ -1,3 +1,4 @@
 //! The only wiring: doors, assembler, exams, journal and links on their threads.
 
+pub mod analysis;
 pub mod supervisor;

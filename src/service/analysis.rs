@@ -1,0 +1,245 @@
+//! One finished series to its one report: which exam, what it gave, or why there is nothing to say.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::exam::attempt::{self, Attempt, AttemptError};
+use crate::exam::chest_ct::{ChestCt, LungSegmenter, LungSlice, PlaneGeometry};
+use crate::exam::{ExamError, LabelMap, Progress};
+use crate::geometry::Affine;
+use crate::infer::package::{Models, PackageError};
+use crate::pool::{Fault, Pool};
+use crate::report::{Device, ModelUsed, Reason, Report, Results, SetAside, Subject, VolumeUsed};
+use crate::series::{Assembled, SeriesOutcome};
+use crate::study::{Modality, Rejection, Uid};
+use crate::volume::Volume;
+
+/// What the exams need on this box: packages, threads, a folder for scratch volumes, and who signs.
+pub struct Analyst {
+    chest_ct: ChestCt,
+    pool: Pool,
+    device: Device,
+    scratch: PathBuf,
+    early: EarlySlices,
+}
+
+/// Lung slices segmented while their series was growing, by instance and frame.
+#[derive(Default)]
+struct EarlySlices(Mutex<HashMap<Uid, HashMap<(Uid, usize), LungSlice>>>);
+
+impl EarlySlices {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uid, HashMap<(Uid, usize), LungSlice>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An image that was accepted and then could not be read.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    /// Which.
+    pub sop_instance: Uid,
+    /// Why.
+    pub rejection: Rejection,
+}
+
+/// A report, and what can be drawn of it.
+#[derive(Debug)]
+pub struct Analysed {
+    /// The one report of the series.
+    pub report: Report,
+    /// The volume and the label maps on it; none where nothing was analysed.
+    pub drawn: Option<(Volume, Vec<Box<dyn LabelMap>>)>,
+}
+
+/// A slice that can be segmented before its series is whole.
+pub struct EarlySlice {
+    /// Series Instance UID.
+    pub series: Uid,
+    /// SOP Instance UID and frame number from 1.
+    pub image: (Uid, usize),
+    /// The growing volume.
+    pub reader: Volume,
+    /// Its slice there.
+    pub slot: usize,
+}
+
+impl Analyst {
+    /// Loads the exams' packages and starts the pool.
+    ///
+    /// # Errors
+    /// [`PackageError`]
+    pub fn load(models: &Models, threads: usize, device: Device, scratch: PathBuf) -> Result<Self, PackageError> {
+        let chest_ct = ChestCt::load(models)?;
+        Ok(Self { chest_ct, pool: Pool::new(threads), device, scratch, early: EarlySlices::default() })
+    }
+
+    /// The chest CT exam.
+    pub fn chest_ct(&self) -> &ChestCt {
+        &self.chest_ct
+    }
+
+    /// What a report is about: the key is the series, so a series has one report whatever happens to the box.
+    pub fn subject(&self, series: &Uid, study: &Uid, modality: Modality) -> Subject {
+        Subject {
+            exam: if modality == Modality::Ct { ChestCt::NAME.into() } else { "none".into() },
+            study_uid: study.clone(),
+            series_uid: series.clone(),
+            modality,
+            device: self.device.clone(),
+            key: series.to_string(),
+        }
+    }
+
+    /// Segments slices on one thread of their own while their series grows; make one, and keep it.
+    pub fn early_segmenter(&self) -> Result<EarlySegmenter<'_>, crate::infer::engine::EngineError> {
+        Ok(EarlySegmenter { analyst: self, segmenter: self.chest_ct.lung_segmenter()?, slice: Vec::new(), pool: Pool::new(1) })
+    }
+
+    /// Forgets the slices segmented early for a series.
+    pub fn forget_early(&self, series: &Uid) {
+        self.early.lock().remove(series);
+    }
+
+    /// The report of a finished series. A panic anywhere below becomes a `failed` report of this series alone.
+    pub fn analyse(&self, series: &SeriesOutcome, unread: &[Unread], now: Timestamp, progress: &dyn Fn(Progress)) -> Analysed {
+        let started = Instant::now();
+        let subject = self.subject(&series.series, &series.study, series.modality);
+        let early = self.early.lock().remove(&series.series).unwrap_or_default();
+        let analysed = match &series.result {
+            Err(rejection) => Analysed { report: Report::rejected(subject, rejection, now), drawn: None },
+            Ok(assembled) => {
+                let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(series, assembled, &early, progress)));
+                self.concluded(subject, assembled, unread, attempt.map_err(Fault::from_panic), now)
+            }
+        };
+        let ingest = series.last.saturating_duration_since(series.opened);
+        let report = analysed.report.with_timing("ingest", ingest).with_timing("total", started.elapsed());
+        Analysed { report, ..analysed }
+    }
+
+    fn attempt(
+        &self,
+        series: &SeriesOutcome,
+        assembled: &Assembled,
+        early: &HashMap<(Uid, usize), LungSlice>,
+        progress: &dyn Fn(Progress),
+    ) -> Option<Result<Attempt, AttemptError>> {
+        if series.modality != Modality::Ct {
+            return None;
+        }
+        let presegmented = |k: usize| {
+            let source = assembled.sources.get(k)?.as_ref()?;
+            early.get(&(source.sop_instance.clone(), source.frame_number)).cloned()
+        };
+        let (exam, scratch) = (&self.chest_ct, &self.scratch);
+        Some(attempt::chest_ct(exam, &series.series, assembled, &self.pool, scratch, &presegmented, progress))
+    }
+
+    fn concluded(
+        &self,
+        subject: Subject,
+        assembled: &Assembled,
+        unread: &[Unread],
+        attempt: Result<Option<Result<Attempt, AttemptError>>, Fault>,
+        now: Timestamp,
+    ) -> Analysed {
+        let volume = volume_used(assembled);
+        let failed = |text: String, subject| Report::failed(subject, Reason::new("fault", text), now);
+        let (report, drawn) = match attempt {
+            Err(fault) | Ok(Some(Err(AttemptError::Exam(ExamError::Fault(fault))))) => {
+                log::error!("series {}: {fault}", subject.series_uid);
+                (failed(fault.to_string(), subject), None)
+            }
+            Ok(None) => {
+                let text = format!("there is no exam for {} here", subject.modality.term());
+                (Report::not_attempted(subject, Reason::new("no_exam", text), now), None)
+            }
+            Ok(Some(Err(AttemptError::Exam(ExamError::Rejected(rejection))))) => {
+                (Report::rejected(subject, &rejection, now), None)
+            }
+            Ok(Some(Err(AttemptError::Exam(ExamError::Engine(error))))) => {
+                log::error!("series {}: {error}", subject.series_uid);
+                (failed(error.to_string(), subject), None)
+            }
+            Ok(Some(Err(AttemptError::Volume(error)))) => {
+                log::error!("series {}: {error}", subject.series_uid);
+                let reason = Reason::new("disk", error.to_string());
+                (Report::failed(subject, reason, now), None)
+            }
+            Ok(Some(Ok(attempt))) => {
+                let outcome = attempt.outcome;
+                let models = outcome.models.into_iter();
+                let results = Results {
+                    models: models.map(|m| ModelUsed { name: m.name, version: m.version, sha256: m.sha256 }).collect(),
+                    volume: Some(volume.clone()),
+                    findings: outcome.findings,
+                    measurements: outcome.measurements,
+                };
+                let unread = unread.first().map(|first| {
+                    let text = format!("{} accepted images could not be read, the first because: {}", unread.len(), first.rejection);
+                    ("unread", text)
+                });
+                let mut report = match attempt.partial.or(unread) {
+                    None => Report::complete(subject, results, now),
+                    Some((code, text)) => Report::partial(subject, results, Reason::new(code, text), now),
+                };
+                for (stage, ms) in outcome.timing_ms {
+                    report = report.with_timing(stage, Duration::from_millis(ms));
+                }
+                (report, Some((attempt.volume, outcome.labels)))
+            }
+        };
+        Analysed { report: report.with_volume(volume), drawn }
+    }
+}
+
+fn volume_used(assembled: &Assembled) -> VolumeUsed {
+    let mut used = VolumeUsed::whole(&assembled.volume.grid());
+    used.missing_slices = assembled.verdict.missing_slices.iter().map(|k| *k as u32).collect();
+    used.tilt_degrees = assembled.verdict.is_tilted().then_some(assembled.verdict.tilt_degrees);
+    used.uneven_mm = assembled.verdict.uneven.map(|uneven| [uneven.smallest_mm, uneven.largest_mm]);
+    used.set_aside = assembled
+        .set_aside
+        .iter()
+        .map(|aside| SetAside { sop_instance_uid: aside.sop_instance.clone(), frame: aside.frame, reason: aside.reason })
+        .collect();
+    used
+}
+
+/// Segments slices before their series is whole; what it gets wrong about which are wanted costs time and nothing else.
+pub struct EarlySegmenter<'a> {
+    analyst: &'a Analyst,
+    segmenter: LungSegmenter<'a>,
+    slice: Vec<f32>,
+    pool: Pool,
+}
+
+impl EarlySegmenter<'_> {
+    /// Segments one slice and remembers it for its series' exam.
+    pub fn segment(&mut self, early: EarlySlice) {
+        let [_, rows, columns] = early.reader.shape();
+        let Ok(plane) = PlaneGeometry::of(early.reader.shape(), &early.reader.affine()) else { return };
+        self.slice.resize(rows * columns, 0.0);
+        early.reader.read_slice_f32(early.slot, &mut self.slice);
+        match self.segmenter.segment(&self.pool, &plane, &self.slice) {
+            Ok(slice) => {
+                self.analyst.early.lock().entry(early.series).or_default().insert(early.image, slice);
+            }
+            Err(error) => log::warn!("early segmentation: {error}"),
+        }
+        early.reader.release(early.slot..early.slot + 1);
+    }
+}
+
+/// Whether the slice at `along_normal_mm` is likely to be wanted, the others known so far being at `places_mm`.
+pub fn wants_early(affine: &Affine, along_normal_mm: f64, places_mm: &[f64]) -> bool {
+    let nearest = places_mm.iter().map(|p| (p - along_normal_mm).abs()).filter(|d| *d > 0.01).fold(f64::INFINITY, f64::min);
+    // With one slice alone the distance is not known; most series that matter are thicker than a millimetre.
+    let step_mm = if nearest.is_finite() { nearest } else { affine.spacing().zyx_mm()[0] };
+    LungSlice::wanted(along_normal_mm, step_mm)
+}
