@@ -161,8 +161,6 @@ pub struct Spool {
 pub struct Series {
     /// Seconds without a new slice after which an incomplete series is closed as it is: the last resort.
     pub quiet_s: u64,
-    /// Seconds to wait after a sender left, for a second association with the rest of a series that has gaps.
-    pub gap_grace_s: u64,
     /// Most slices of one series.
     pub slices_max: usize,
     /// Series growing at once; one more waits at the door.
@@ -204,7 +202,7 @@ impl Default for Settings {
             serial: Serial { device: None, baud: 115_200 },
             inbox: Inbox { path: None, settle_s: 2 },
             spool: Spool { path: "/var/lib/scanside/spool".into(), mib_max: 8192 },
-            series: Series { quiet_s: 120, gap_grace_s: 10, slices_max: 4096, growing_max: 8 },
+            series: Series { quiet_s: 60, slices_max: 4096, growing_max: 8 },
             work: Work { threads: 0 },
             memory: Memory { budget_mib: 768 },
             models: Models::default(),

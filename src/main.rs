@@ -14,12 +14,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Analyses a study that lies in a folder or a file.
+    Analyze(cli::analyze::Arguments),
     /// Shows what a configuration file comes to.
     Config(cli::config::Arguments),
     /// Explains and times networks.
     Model(cli::model::Arguments),
     /// Sends images to a scanside, or to any other DICOM application.
     Send(cli::send::Arguments),
+    /// Runs the box: studies in, reports out.
+    Serve(cli::serve::Arguments),
 }
 
 fn main() -> std::process::ExitCode {
@@ -27,9 +31,11 @@ fn main() -> std::process::ExitCode {
     env_logger::Builder::from_env(log).format_target(false).init();
     let arguments = Arguments::parse();
     let result = match arguments.command {
+        Command::Analyze(arguments) => cli::analyze::run(arguments),
         Command::Config(arguments) => cli::config::run(arguments),
         Command::Model(arguments) => cli::model::run(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
+        Command::Serve(arguments) => cli::serve::run(arguments),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

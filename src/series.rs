@@ -304,6 +304,13 @@ impl Assembler {
         Ok(added(arrival, frames, reader))
     }
 
+    /// The series cannot be right, as was learnt elsewhere: it will end as this rejection.
+    pub fn spoil(&mut self, series: &Uid, rejection: Rejection) {
+        if let Some(growing) = self.growing.iter_mut().find(|g| g.series == *series) {
+            growing.spoilt.get_or_insert(rejection);
+        }
+    }
+
     /// The sender told how many images the series has.
     pub fn announce(&mut self, series: &Uid, images: usize) {
         if let Some(growing) = self.growing.iter_mut().find(|g| g.series == *series) {

@@ -2,10 +2,13 @@
 
 use std::fmt::Display;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+pub mod analyze;
 pub mod config;
 pub mod model;
+pub mod serve;
 pub mod send;
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.
@@ -51,9 +54,61 @@ pub fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Prints a value as one line of JSON.
-#[allow(dead_code, reason = "the first command that prints JSON takes this away")]
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string(value).map_err(Failure::impossible)?;
     text.push('\n');
     print(&text)
+}
+
+/// A progress bar over named steps; silent unless stderr is a terminal.
+pub struct Steps(indicatif::ProgressBar);
+
+impl Steps {
+    /// A bar that has nothing to show yet.
+    pub fn new() -> Self {
+        let bar = indicatif::ProgressBar::no_length().with_style(
+            indicatif::ProgressStyle::with_template("{prefix:>9} {bar:40} {pos}/{len} {elapsed}").expect("a fixed template"),
+        );
+        if !std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+            bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+        }
+        Self(bar)
+    }
+
+    /// Shows where we are.
+    pub fn show(&self, stage: &str, done: usize, total: usize) {
+        if self.0.prefix() != stage {
+            self.0.set_prefix(stage.to_owned());
+        }
+        self.0.set_length(total as u64);
+        self.0.set_position(done as u64);
+    }
+
+    /// Takes the bar off the screen.
+    pub fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// The file, or all files of the folder and those below it, in the order of their names. Links to folders are not followed,
+/// so there is no circle.
+pub fn files_below(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![path.to_owned()];
+    if !std::fs::metadata(path)?.is_dir() {
+        return Ok(folders);
+    }
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() || (kind.is_symlink() && entry.path().is_file()) {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Intake, IntakeError, Received, SourceId, Stored};
 use crate::dicom::{Header, Instance, file};
-use crate::study::{Rejection, RejectionCode, Uid};
+use crate::study::{Modality, Rejection, RejectionCode, Uid};
 
 /// Locks that keep two senders of one instance apart. More senders than this at once are rare, and only wait.
 const STRIPES: usize = 16;
@@ -87,6 +87,8 @@ pub struct SpooledInstance {
     pub series: Uid,
     /// Study Instance UID (0020,000D).
     pub study: Uid,
+    /// Modality (0008,0060).
+    pub modality: Modality,
     /// Size of the file.
     pub bytes: u64,
 }
@@ -548,8 +550,8 @@ fn recovered_conflict(mark: &Path, recovered: &[Arrival]) -> Option<Arrival> {
 }
 
 fn arrival(path: PathBuf, source: SourceId, header: Header, bytes: u64) -> Arrival {
-    let Header { sop_instance, series, study, .. } = header;
-    Arrival::Instance(SpooledInstance { path, source, sop_instance, series, study, bytes })
+    let Header { sop_instance, series, study, modality, .. } = header;
+    Arrival::Instance(SpooledInstance { path, source, sop_instance, series, study, modality, bytes })
 }
 
 fn read_reported(path: &Path) -> Result<BTreeMap<Name, Stamp>, SpoolError> {

@@ -1,4 +1,419 @@
 //! The only wiring: doors, assembler, exams, journal and links on their threads.
+//!
+//! ```text
+//! doors -> spool (disk) -> arrivals -> line -> jobs -> exam -> journal (disk) -> links
+//! ```
+//! Each arrow is a bounded channel; a full one blocks what is before it, and at last the sender. No cycle, so no deadlock.
 
 pub mod analysis;
+mod line;
 pub mod supervisor;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use self::analysis::{Analyst, EarlySlice};
+use self::line::{Job, Line};
+use self::supervisor::{Hearts, memory_kib};
+use crate::config::{MemoryPlan, OverBudget, Settings};
+use crate::dicom::negotiation::AeTitle;
+use crate::exam::Progress;
+use crate::infer::package::{Models, PackageError, Trust};
+use crate::ingest::Intake;
+use crate::ingest::dicom::{DicomConfig, DicomServer, DicomServerError};
+use crate::ingest::spool::{Spool, SpoolError, SpoolLimits};
+use crate::report::Device;
+use crate::report::journal::{Journal, JournalError};
+use crate::series::{Assembler, Limits};
+use crate::study::Uid;
+
+/// Instances between the doors and the line. Each is a path and four UIDs; the bytes are on disk.
+const ARRIVALS_MAX: usize = 64;
+
+/// Finished series that wait for the exam: one, so that the next study's last slices are assembled while this one is
+/// analysed, and a third makes its sender wait.
+const JOBS_MAX: usize = 1;
+
+/// Slices that wait to be segmented early. Each holds a reader of its growing volume, no voxels.
+const EARLY_MAX: usize = 64;
+
+/// Why the service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The memory budget does not add up.
+    #[error(transparent)]
+    Budget(#[from] OverBudget),
+    /// A setting that can only be judged here.
+    #[error("{0}")]
+    Setting(String),
+    /// A model package is not what it should be.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// The spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The DICOM door.
+    #[error(transparent)]
+    Dicom(#[from] DicomServerError),
+    /// The system has no thread, file or descriptor for us.
+    #[error("cannot {doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+fn system(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> ServiceError {
+    let doing = doing.into();
+    move |source| ServiceError::System { doing, source }
+}
+
+/// The running service.
+pub struct Service {
+    shared: Arc<Shared>,
+    dicom: Option<DicomServer>,
+    threads: Vec<(&'static str, JoinHandle<()>)>,
+    /// Keeps the line's channel open until the doors are closed.
+    spool: Option<Arc<Spool>>,
+}
+
+/// What every thread of the service may look at.
+struct Shared {
+    settings: Settings,
+    journal: Arc<Journal>,
+    analyst: Analyst,
+    hearts: Arc<Hearts>,
+    stop: Arc<AtomicBool>,
+    started: Instant,
+    reported: AtomicU64,
+    working_on: Mutex<Option<(Uid, Progress)>>,
+    plan: MemoryPlan,
+}
+
+/// The service at a glance.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Version of the firmware.
+    pub version: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Reports since the start.
+    pub reported: u64,
+    /// The series an exam works on: its UID, stage, steps done and of how many.
+    pub working_on: Option<(Uid, &'static str, usize, usize)>,
+    /// The journal and its receivers.
+    pub journal: crate::report::journal::JournalStatus,
+    /// Peak memory of the process, MiB.
+    pub memory_peak_mib: u64,
+    /// What was promised, MiB.
+    pub memory_budget_mib: u64,
+    /// A thread that works and has given no sign of life; the watchdog is not fed then.
+    pub stalled: Option<&'static str>,
+}
+
+/// How long a working thread may go without a sign of life.
+const STALL_AFTER: Duration = Duration::from_secs(60);
+
+impl Service {
+    /// Loads the models, takes up what was left in the spool, and opens the doors.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; nothing runs then.
+    pub fn start(settings: Settings) -> Result<Self, ServiceError> {
+        let folder = settings.spool.path.clone();
+        let scratch = scratch_folder(&folder)?;
+        let models = models(&settings)?;
+        let (journal, recovery) = Journal::open(&folder.join("reports"), Default::default())?;
+        for damage in &recovery.damage {
+            log::error!("the journal was damaged: {damage:?}");
+        }
+        let device = device(&folder, &settings.device.name)?;
+        let analyst = Analyst::load(&models, settings.threads(), device, scratch.clone())?;
+        let plan = memory_plan(&settings, &analyst).hold_against(&settings.memory)?;
+        log::info!("memory: at most {} MiB ({})", plan.total_mib(), plan.terms());
+
+        let (arrivals_in, arrivals) = bounded(ARRIVALS_MAX);
+        let limits = SpoolLimits {
+            bytes_max: settings.spool.mib_max << 20,
+            instance_bytes_max: (settings.dicom.instance_mib_max << 20) as usize,
+        };
+        let spool = Arc::new(Spool::open(&folder, limits, arrivals_in.clone())?);
+        let shared = Arc::new(Shared {
+            journal: Arc::new(journal),
+            analyst,
+            hearts: Arc::default(),
+            stop: Arc::default(),
+            started: Instant::now(),
+            reported: AtomicU64::new(0),
+            working_on: Mutex::default(),
+            plan,
+            settings,
+        });
+        let mut service = Self { shared, dicom: None, threads: Vec::new(), spool: Some(Arc::clone(&spool)) };
+        service.start_line(&spool, arrivals, &scratch)?;
+        // Only now that the line reads: there may be more of them than the channel holds.
+        let lost = crate::ingest::spool::Arrival::Lost(crate::ingest::SourceId::RECOVERED);
+        for arrival in spool.recover()?.into_iter().chain([lost]) {
+            if arrivals_in.send(arrival).is_err() {
+                break;
+            }
+        }
+        drop(arrivals_in);
+        service.start_links()?;
+        service.open_doors(&spool)?;
+        Ok(service)
+    }
+
+    /// Where the DICOM door is, when it is open.
+    pub fn dicom_address(&self) -> Option<SocketAddr> {
+        self.dicom.as_ref().map(DicomServer::address)
+    }
+
+    /// The journal of reports.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.shared.journal
+    }
+
+    /// What the service uses at most, part by part.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.shared.plan
+    }
+
+    /// The service at a glance.
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    /// The first thread that seems to hang; a supervisor must not feed its watchdog then.
+    pub fn stalled(&self) -> Option<&'static str> {
+        let dead = self.threads.iter().find(|(_, thread)| thread.is_finished()).map(|(name, _)| *name);
+        dead.or_else(|| self.shared.hearts.stalled(Instant::now(), STALL_AFTER))
+    }
+
+    /// Closes the doors, lets the exam in progress finish its report, and waits for the threads. What is not reported yet
+    /// stays in the spool for the next start.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(dicom) = self.dicom.take() {
+            dicom.shutdown();
+        }
+        self.spool = None;
+        for (name, thread) in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("thread {name} ended in a panic");
+            }
+        }
+    }
+
+    fn spawn(&mut self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), ServiceError> {
+        let builder = std::thread::Builder::new().name(format!("scanside-{name}"));
+        let thread = builder.spawn(work).map_err(system(format!("start the thread {name}")))?;
+        self.threads.push((name, thread));
+        Ok(())
+    }
+
+    fn start_line(
+        &mut self,
+        spool: &Arc<Spool>,
+        arrivals: Receiver<crate::ingest::spool::Arrival>,
+        scratch: &Path,
+    ) -> Result<(), ServiceError> {
+        let settings = &self.shared.settings;
+        let limits = Limits {
+            slices_max: settings.series.slices_max,
+            series_open_max: settings.series.growing_max,
+            idle: Duration::from_secs(settings.series.quiet_s),
+            ..Limits::default()
+        };
+        let patience = Duration::from_secs(settings.series.quiet_s);
+        let (jobs_in, jobs) = bounded::<Job>(JOBS_MAX);
+        let (early_in, early) = bounded::<EarlySlice>(EARLY_MAX);
+        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, patience);
+        let shared = Arc::clone(&self.shared);
+        self.spawn("series", move || line.run(&arrivals, &shared.stop, &shared.hearts))?;
+        let shared = Arc::clone(&self.shared);
+        self.spawn("slices", move || shared.segment_early(&early))?;
+        let (shared, spool) = (Arc::clone(&self.shared), Arc::clone(spool));
+        self.spawn("exam", move || shared.examine(&jobs, &spool))
+    }
+
+    fn start_links(&mut self) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    fn open_doors(&mut self, spool: &Arc<Spool>) -> Result<(), ServiceError> {
+        let settings = self.shared.settings.dicom.clone();
+        if let Some(listen) = settings.listen {
+            let title = |text: &str| AeTitle::parse(text).map_err(|e| ServiceError::Setting(format!("dicom: {e}")));
+            let config = DicomConfig {
+                called: settings.strict_called_ae.then(|| title(&settings.ae_title)).transpose()?,
+                callers: settings.callers.iter().map(|caller| title(caller)).collect::<Result<_, _>>()?,
+                associations_max: settings.associations_max,
+                pdu_bytes_max: settings.pdu_bytes_max,
+                instance_bytes_max: (settings.instance_mib_max << 20) as usize,
+                receiving_bytes_max: RECEIVING_BYTES_MAX.max(settings.instance_mib_max << 20),
+                artim: Duration::from_secs(settings.artim_s),
+                idle: Duration::from_secs(settings.idle_s),
+                ..DicomConfig::new(listen)
+            };
+            self.dicom = Some(DicomServer::start(config, Arc::clone(spool) as Arc<dyn Intake>)?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl Shared {
+    fn segment_early(&self, slices: &Receiver<EarlySlice>) {
+        let mut segmenter = match self.analyst.early_segmenter() {
+            Ok(segmenter) => segmenter,
+            Err(error) => return log::warn!("slices are not segmented as they arrive: {error}"),
+        };
+        for slice in slices {
+            let series = slice.series.clone();
+            let work = std::panic::AssertUnwindSafe(|| segmenter.segment(slice));
+            if let Err(payload) = std::panic::catch_unwind(work) {
+                log::error!("series {series}: {}", crate::pool::Fault::from_panic(payload));
+            }
+        }
+    }
+
+    fn examine(&self, jobs: &Receiver<Job>, spool: &Spool) {
+        loop {
+            self.hearts.rest("exam");
+            let Ok(job) = jobs.recv() else { return };
+            let series = job.series.series.clone();
+            let progress = |progress: Progress| {
+                self.hearts.beat("exam", Instant::now());
+                *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = Some((series.clone(), progress));
+            };
+            progress(Progress { stage: "segment", done: 0, total: 1 });
+            log::info!("series {series}: {} instances are complete", job.series.instances);
+            let analysed = self.analyst.analyse(&job.series, &job.unread, Timestamp::now(), &progress);
+            self.deliver(analysed.report, &job, spool);
+            self.analyst.forget_early(&series);
+            *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// First the journal, then the spool: a cut between the two finds the report there and only has to clear up.
+    fn deliver(&self, report: crate::report::Report, job: &Job, spool: &Spool) {
+        let series = &job.series.series;
+        let status = report.status.word();
+        loop {
+            self.hearts.beat("exam", Instant::now());
+            match self.journal.append_once(report.clone()) {
+                Ok(appended) => {
+                    log::info!("series {series}: {status}, report {}", appended.sequence());
+                    self.reported.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+                // The report is the one thing that must not be dropped: no other series is begun before it is kept.
+                Err(error) => {
+                    log::error!("series {series}: {error}");
+                    if self.stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+        if let Err(error) = spool.forget(series, &job.instances) {
+            log::error!("series {series}: {error}");
+        }
+    }
+
+    fn status(&self) -> Status {
+        let working_on = self.working_on.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.started.elapsed().as_secs(),
+            reported: self.reported.load(Ordering::Relaxed),
+            working_on: working_on.map(|(series, p)| (series, p.stage, p.done, p.total)),
+            journal: self.journal.status(),
+            memory_peak_mib: memory_kib().0 / 1024,
+            memory_budget_mib: self.settings.memory.budget_mib,
+            stalled: self.hearts.stalled(Instant::now(), STALL_AFTER),
+        }
+    }
+}
+
+/// Bytes of instances coming in at one moment, over all associations.
+const RECEIVING_BYTES_MAX: u64 = 64 << 20;
+
+/// The process itself: code, stacks, allocator, parsed headers.
+const PROCESS_BYTES: u64 = 48 << 20;
+
+/// What the chest exam holds beside its networks, at most: working slabs, packed lung masks of 2,000 slices, candidates.
+const EXAM_BYTES: u64 = 192 << 20;
+
+/// What the service needs at its peak, part by part: a plan, made before anything is accepted.
+fn memory_plan(settings: &Settings, analyst: &Analyst) -> MemoryPlan {
+    let mut plan = MemoryPlan::default();
+    plan.add("process", PROCESS_BYTES);
+    plan.add("receiving", RECEIVING_BYTES_MAX.max(settings.dicom.instance_mib_max << 20));
+    // The line reads one instance and decodes one frame of it at a time.
+    plan.add("assembling", 2 * (settings.dicom.instance_mib_max << 20));
+    plan.add("networks", analyst.chest_ct().network_bytes() as u64);
+    plan.add("exam", EXAM_BYTES);
+    plan
+}
+
+/// Volumes lie here while they are worked on. Their files have no name, so a crash leaves nothing; the folder is ours.
+fn scratch_folder(spool: &Path) -> Result<PathBuf, ServiceError> {
+    let scratch = spool.join("volumes");
+    std::fs::create_dir_all(&scratch).map_err(system(format!("make the folder {}", scratch.display())))?;
+    Ok(scratch)
+}
+
+/// The packages of the settings.
+///
+/// # Errors
+/// [`ServiceError::Setting`] when the key is no ed25519 key.
+pub fn models(settings: &Settings) -> Result<Models, ServiceError> {
+    let trust = match &settings.models.signed_by {
+        None => Trust::default(),
+        Some(key) => Trust::demanding(key).map_err(|e| ServiceError::Setting(format!("models.signed_by: {e}")))?,
+    };
+    Ok(Models::new(settings.models.path.clone(), trust))
+}
+
+/// The box's own UID is drawn once and kept beside the spool.
+fn device(folder: &Path, name: &str) -> Result<Device, ServiceError> {
+    let path = folder.join("device-uid");
+    let uid = match std::fs::read_to_string(&path).ok().and_then(|text| Uid::parse(text.trim()).ok()) {
+        Some(uid) => uid,
+        None => {
+            let mut seed = [0u8; 32];
+            std::fs::File::open("/dev/urandom")
+                .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut seed))
+                .map_err(system("draw a UID for this box"))?;
+            let uid = Uid::derived(&seed);
+            std::fs::write(&path, format!("{uid}\n")).map_err(system(format!("write {}", path.display())))?;
+            uid
+        }
+    };
+    Ok(Device { name: name.to_owned(), version: env!("CARGO_PKG_VERSION").into(), uid })
+}

@@ -1,0 +1,318 @@
+//! `scanside analyze`: one study from a folder or a file to findings.json and label maps, here and now.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use scanside::dicom::Instance;
+use scanside::exam::chest_ct::ChestCt;
+use scanside::exam::{LabelMap, Progress};
+use scanside::geometry::Verdict;
+use scanside::infer::package::{Models, Trust};
+use scanside::nifti::{self, NiftiSpec, NiftiWriter};
+use scanside::report::{Device, Report, Status};
+use scanside::series::{AddError, Assembled, Assembler, Completion, Limits, SeriesOutcome};
+use scanside::service::analysis::{Analysed, Analyst, Unread};
+use scanside::study::{Modality, Rejection, RejectionCode, Uid};
+use scanside::volume::{Rescale, Volume, VoxelType};
+
+use super::{Failure, Steps};
+
+/// Analyses a study and writes DIR/findings.json (schema scanside.report/1) and the label maps as .nii.gz.
+///
+/// PATH may be a folder of DICOM files in any order and under any names, a DICOMDIR medium, one multi-frame file, or a
+/// NIfTI in Hounsfield units. What is found is printed too, the most certain first.
+/// Exit code 0: analysed (also when nothing was found); 1: the images cannot be analysed, findings.json says why;
+/// 2: there is nothing to analyse at PATH.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Folder or file
+    path: PathBuf,
+    /// Where the results go; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Which exam; without it, the one for the modality
+    #[arg(long, value_name = "NAME", value_parser = [ChestCt::NAME])]
+    exam: Option<String>,
+    /// Which series, when there are several; without it, the one with the most slices
+    #[arg(long, value_name = "UID")]
+    series: Option<String>,
+    /// Threads that compute; without it, one per core
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Folder of model packages that replace the built-in ones
+    #[arg(long, value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// Prints the report as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found at the path.
+struct Found {
+    series: SeriesOutcome,
+    unread: Vec<Unread>,
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let path = &arguments.path;
+    let meta = std::fs::metadata(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
+    let scratch = tempdir()?;
+    let found = if meta.is_file() && is_nifti(path) {
+        from_nifti(path)?
+    } else {
+        from_dicom(path, &scratch.0, arguments.series.as_deref())?
+    };
+    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let models = Models::new(arguments.models.clone(), Trust::default());
+    let device = Device {
+        name: "scanside analyze".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        uid: Uid::derived(b"scanside analyze"),
+    };
+    let analyst = Analyst::load(&models, threads, device, scratch.0.clone()).map_err(Failure::impossible)?;
+    let steps = Steps::new();
+    let progress = |p: Progress| steps.show(p.stage, p.done, p.total);
+    let Analysed { report, drawn } = analyst.analyse(&found.series, &found.unread, Timestamp::now(), &progress);
+    steps.clear();
+    std::fs::create_dir_all(&arguments.out).map_err(|e| cannot_write(&arguments.out, &e))?;
+    if let Some((volume, labels)) = &drawn {
+        for map in labels {
+            write_labels(&arguments.out, volume, map.as_ref())?;
+        }
+    }
+    // Last, so that a findings.json that is there has its label maps beside it.
+    let json = report.to_json_pretty().map_err(Failure::impossible)?;
+    let findings = arguments.out.join("findings.json");
+    std::fs::write(&findings, json).map_err(|e| cannot_write(&findings, &e))?;
+    if arguments.json { super::print_json(&report)? } else { super::print(&table(&report))? }
+    match (&report.reason, report.status) {
+        (_, Status::Complete | Status::Partial) | (None, _) => Ok(()),
+        (Some(reason), status) => Err(Failure::Impossible(format!("{}: {} ({})", path.display(), reason.text, status.word()))),
+    }
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Impossible(format!("cannot write {}: {error}", path.display()))
+}
+
+fn is_nifti(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.ends_with(".nii") || name.ends_with(".nii.gz")
+}
+
+/// A NIfTI file as a series of its own; its UID depends on its bytes, so that the same file gives the same report.
+fn from_nifti(path: &Path) -> Result<Found, Failure> {
+    let volume = nifti::read(path).map_err(Failure::impossible)?;
+    let mut seed = Vec::new();
+    let grid = volume.grid();
+    seed.extend(grid.affine.to_row_major().iter().flat_map(|v| v.to_le_bytes()));
+    let [slices, rows, columns] = grid.shape;
+    let mut slice = vec![0f32; rows * columns];
+    let mut finite = true;
+    for k in 0..slices {
+        volume.read_slice_f32(k, &mut slice);
+        finite &= slice.iter().all(|v| v.is_finite());
+        let bytes: Vec<u8> = slice.iter().flat_map(|v| v.to_le_bytes()).collect();
+        seed.extend(crc32c::crc32c(&bytes).to_le_bytes());
+    }
+    let uid = Uid::derived(&seed);
+    let now = Instant::now();
+    let result = if finite {
+        let step_mm = volume.spacing().zyx_mm()[0];
+        Ok(Assembled {
+            verdict: Verdict { missing_slices: Vec::new(), set_aside: Vec::new(), tilt_degrees: 0.0, uneven: None },
+            set_aside: Vec::new(),
+            slots: (0..slices).map(Some).collect(),
+            sources: vec![None; slices],
+            along_normal_mm: (0..slices).map(|k| k as f64 * step_mm).collect(),
+            placed: true,
+            calibrated: true,
+            frame_of_reference: None,
+            window: None,
+            padding: None,
+            frame_time_ms: None,
+            completed_by: Completion::Told,
+            volume,
+        })
+    } else {
+        let text = format!("{} has voxels that are not numbers", path.display());
+        Err(Rejection::new(RejectionCode::Malformed, text))
+    };
+    let series = SeriesOutcome {
+        series: uid.clone(),
+        study: uid,
+        modality: Modality::Ct,
+        instances: 1,
+        opened: now,
+        last: now,
+        result,
+    };
+    Ok(Found { series, unread: Vec::new() })
+}
+
+/// All DICOM below the path, put together, and of several series the one that is asked for or the largest.
+fn from_dicom(path: &Path, scratch: &Path, wanted: Option<&str>) -> Result<Found, Failure> {
+    let files = super::files_below(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
+    // A folder is complete when it has been read: no timer may end its series before.
+    let hour = Duration::from_secs(3600);
+    let limits = Limits { idle: 24 * hour, settle: 24 * hour, series_open_max: 256, ..Limits::default() };
+    let mut assembler = Assembler::new(scratch, limits);
+    let mut unread: Vec<(Option<Uid>, Unread)> = Vec::new();
+    let mut patients = Vec::new();
+    let (mut images, mut strange) = (0usize, 0usize);
+    let steps = Steps::new();
+    for (n, file) in files.iter().enumerate() {
+        steps.show("read", n, files.len());
+        let bytes = std::fs::read(file).map_err(|e| Failure::impossible(format!("cannot read {}: {e}", file.display())))?;
+        if is_directory_record(&bytes) {
+            continue;
+        }
+        let instance = match Instance::parse(&bytes) {
+            Ok(instance) => instance,
+            Err(rejection) if bytes.get(128..132) == Some(b"DICM") => {
+                log::warn!("{}: {rejection}", file.display());
+                let sop_instance = Uid::derived(file.as_os_str().as_encoded_bytes());
+                unread.push((None, Unread { sop_instance, rejection }));
+                continue;
+            }
+            Err(_) => {
+                strange += 1;
+                continue;
+            }
+        };
+        let header = &instance.header;
+        if !patients.contains(&header.patient) {
+            patients.push(header.patient);
+        }
+        match assembler.add_instance(Instant::now(), 1, &instance) {
+            Ok(_) => images += 1,
+            Err(AddError::Rejected(rejection)) => {
+                log::warn!("{}: {rejection}", file.display());
+                let sop_instance = header.sop_instance.clone();
+                unread.push((Some(header.series.clone()), Unread { sop_instance, rejection }));
+            }
+            Err(other) => return Err(Failure::impossible(format!("{}: {other}", file.display()))),
+        }
+    }
+    steps.clear();
+    assembler.finish_all(Instant::now());
+    let mut finished = assembler.take_finished();
+    if finished.is_empty() {
+        return Err(Failure::usage(match unread.first() {
+            Some((_, first)) => format!("no image at {} can be read: {}", path.display(), first.rejection),
+            None => format!("no image at {} ({} files, none of them DICOM or NIfTI)", path.display(), strange.max(files.len())),
+        }));
+    }
+    log::info!("{}: {images} images, {} series", path.display(), finished.len());
+    finished.sort_by_key(|series| std::cmp::Reverse((series.modality == Modality::Ct, series.instances)));
+    let mut series = match wanted {
+        None => finished.remove(0),
+        Some(uid) => match finished.iter().position(|series| series.series.as_str() == uid) {
+            Some(at) => finished.remove(at),
+            None => return Err(Failure::usage(format!("no series {uid} at {}", path.display()))),
+        },
+    };
+    if wanted.is_none() {
+        for other in &finished {
+            eprintln!("scanside: not analysed: series {} ({} instances); --series chooses", other.series, other.instances);
+        }
+        if patients.len() > 1 {
+            let text = format!("{} holds images of {} patients; --series chooses one", path.display(), patients.len());
+            series.result = Err(Rejection::new(RejectionCode::MixedStudy, text));
+        }
+    }
+    let unread = unread.into_iter().filter(|(uid, _)| uid.as_ref().is_none_or(|uid| *uid == series.series));
+    Ok(Found { unread: unread.map(|(_, unread)| unread).collect(), series })
+}
+
+/// A DICOMDIR names the files of a medium; they are found without it (PS3.10 8.6).
+fn is_directory_record(file: &[u8]) -> bool {
+    const MEDIA_STORAGE_DIRECTORY: &[u8] = b"1.2.840.10008.1.3.10";
+    let head = &file[..file.len().min(512)];
+    head.windows(MEDIA_STORAGE_DIRECTORY.len()).any(|w| w == MEDIA_STORAGE_DIRECTORY)
+}
+
+fn write_labels(out: &Path, volume: &Volume, map: &dyn LabelMap) -> Result<(), Failure> {
+    let path = out.join(format!("{}.nii.gz", map.name()));
+    let [slices, rows, columns] = volume.shape();
+    let spec = NiftiSpec {
+        shape: [slices, rows, columns],
+        volumes: 1,
+        affine: volume.affine(),
+        voxel: VoxelType::U8,
+        rescale: Rescale::IDENTITY,
+        repetition_s: 0.0,
+    };
+    let mut writer = NiftiWriter::create(&path, &spec).map_err(Failure::impossible)?;
+    let mut slice = vec![0u8; rows * columns];
+    for k in 0..slices {
+        map.draw(volume, k, &mut slice);
+        writer.write_voxels(&slice).map_err(Failure::impossible)?;
+        volume.release(k..k + 1);
+    }
+    writer.finish().map_err(Failure::impossible)
+}
+
+/// The report for a person.
+pub fn table(report: &Report) -> String {
+    use std::fmt::Write;
+    let mut text = format!("{}: {}", report.exam, report.status.word());
+    if let Some(reason) = &report.reason {
+        let _ = write!(text, " ({}: {})", reason.code, reason.text);
+    }
+    text.push('\n');
+    if let Some(volume) = &report.volume {
+        let [k, j, i] = volume.shape;
+        let [z, y, x] = volume.spacing_mm.zyx_mm();
+        let _ = writeln!(text, "{k} slices of {j} x {i}, {z:.3} x {y:.3} x {x:.3} mm");
+    }
+    for (name, measurement) in &report.measurements {
+        let _ = writeln!(text, "{name}: {:.1} {}", measurement.value, measurement.unit);
+    }
+    if !matches!(report.status, Status::Complete | Status::Partial) {
+        return text;
+    }
+    if report.findings.is_empty() {
+        text.push_str("nothing found\n");
+        return text;
+    }
+    text.push_str(" id  kind     conf.  long x short mm  volume mm3     HU  side   centre LPS mm\n");
+    for f in &report.findings {
+        let side = f.site.laterality.map_or("-", |side| match side {
+            scanside::finding::Laterality::Left => "left",
+            scanside::finding::Laterality::Right => "right",
+        });
+        let [x, y, z] = f.centroid_lps_mm;
+        let hu = f.mean_hu.map_or_else(|| "-".into(), |hu| format!("{hu:.0}"));
+        let _ = writeln!(
+            text,
+            "{:>3}  {:<8} {:>4.2}   {:>5.1} x {:<5.1}    {:>10.0}  {hu:>5}  {side:<5}  {x:.1} {y:.1} {z:.1}",
+            f.id, f.kind, f.confidence, f.long_axis_mm, f.short_axis_mm, f.volume_mm3
+        );
+    }
+    text
+}
+
+/// A folder of our own that goes when it is dropped.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tempdir() -> Result<Scratch, Failure> {
+    let base = std::env::temp_dir();
+    for n in 0..1000 {
+        let folder = base.join(format!("scanside-{}-{n}", std::process::id()));
+        match std::fs::create_dir(&folder) {
+            Ok(()) => return Ok(Scratch(folder)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(cannot_write(&folder, &error)),
+        }
+    }
+    Err(Failure::Impossible(format!("no free name in {}", base.display())))
+}

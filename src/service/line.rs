@@ -1,0 +1,253 @@
+//! The thread between the doors and the exams: instances on disk become volumes, finished series become jobs.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+
+use super::analysis::{EarlySlice, Unread, wants_early};
+use super::supervisor::Hearts;
+use crate::ingest::SourceId;
+use crate::ingest::spool::{Arrival, SpooledInstance};
+use crate::series::{AddError, Added, Assembler, SeriesOutcome};
+use crate::study::{Modality, Rejection, Uid};
+
+/// A finished series on its way to its exam.
+#[derive(Debug)]
+pub struct Job {
+    /// The series.
+    pub series: SeriesOutcome,
+    /// Every instance of it that was acknowledged; they leave the spool once the report is in the journal.
+    pub instances: Vec<Uid>,
+    /// Those that could not be read.
+    pub unread: Vec<Unread>,
+}
+
+/// How often the line looks at its clock when nothing arrives.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The line's own state. One thread owns it.
+pub struct Line {
+    assembler: Assembler,
+    jobs: Sender<Job>,
+    early: Sender<EarlySlice>,
+    /// Per series that grows: what was acknowledged of it.
+    members: HashMap<Uid, Members>,
+    /// What cannot be taken on yet, because as many series grow as may or the disk is full. It is on disk; it waits.
+    waiting: VecDeque<Arrival>,
+    retry_at: Option<Instant>,
+    /// Since when the disk has had no room for volumes.
+    full_since: Option<Instant>,
+    /// Longest that something waits for room before its series fails.
+    patience: Duration,
+}
+
+struct Members {
+    study: Uid,
+    modality: Modality,
+    instances: Vec<Uid>,
+    unread: Vec<Unread>,
+    places_mm: Vec<f64>,
+    source: SourceId,
+    opened: Instant,
+    last: Instant,
+}
+
+impl Line {
+    /// A line with an assembler of its own.
+    pub fn new(assembler: Assembler, jobs: Sender<Job>, early: Sender<EarlySlice>, patience: Duration) -> Self {
+        let members = HashMap::new();
+        Self { assembler, jobs, early, members, waiting: VecDeque::new(), retry_at: None, full_since: None, patience }
+    }
+
+    /// Works until `stop` is set or the doors are gone.
+    pub fn run(mut self, arrivals: &Receiver<Arrival>, stop: &AtomicBool, hearts: &Arc<Hearts>) {
+        while !stop.load(Ordering::Relaxed) {
+            hearts.beat("series", Instant::now());
+            // A full waiting room closes the door: the channel fills, and the senders wait.
+            let closed = self.waiting.len() >= WAITING_MAX;
+            let arrival = if closed {
+                std::thread::sleep(TICK);
+                Err(RecvTimeoutError::Timeout)
+            } else {
+                arrivals.recv_timeout(TICK)
+            };
+            match arrival {
+                Ok(arrival) => self.take(arrival, Instant::now()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.tick(Instant::now(), hearts);
+        }
+        hearts.rest("series");
+    }
+
+    fn take(&mut self, arrival: Arrival, now: Instant) {
+        // What follows something that waits has to wait behind it: a release must not overtake its instances.
+        let behind = source_of(&arrival).is_some_and(|source| self.waiting.iter().any(|w| source_of(w) == Some(source)));
+        if behind {
+            self.waiting.push_back(arrival);
+        } else if let Some(again) = self.handle(arrival, now) {
+            self.retry_at.get_or_insert(now + RETRY_AFTER);
+            self.waiting.push_back(again);
+        }
+    }
+
+    /// Handles one arrival; gives it back when there is no room for it now.
+    fn handle(&mut self, arrival: Arrival, now: Instant) -> Option<Arrival> {
+        match arrival {
+            Arrival::Instance(instance) => self.add(instance, now).map(Arrival::Instance),
+            Arrival::Conflict { series, rejection, source, sop_instance } => {
+                log::warn!("series {series}: {rejection}");
+                self.assembler.spoil(&series, rejection.clone());
+                let _ = (source, sop_instance);
+                None
+            }
+            Arrival::Released(source) => {
+                self.assembler.released(now, source.0);
+                self.close_unread(now, |members| members.source == source);
+                None
+            }
+            Arrival::Lost(source) => {
+                self.assembler.lost(source.0);
+                None
+            }
+        }
+    }
+
+    fn add(&mut self, instance: SpooledInstance, now: Instant) -> Option<SpooledInstance> {
+        let added = match std::fs::read(&instance.path) {
+            Ok(file) => self.assembler.add(now, instance.source.0, &file),
+            // Its series was reported while it was on its way: it was part of it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                let text = format!("the instance cannot be read back from the spool: {error}");
+                Err(AddError::Rejected(Rejection::new(crate::study::RejectionCode::Malformed, text)))
+            }
+        };
+        let rejection = match added {
+            Err(AddError::Busy(_)) => return Some(instance),
+            Err(AddError::Volume(error)) if now.saturating_duration_since(*self.full_since.get_or_insert(now)) < self.patience => {
+                log::warn!("series {}: {error}; it waits", instance.series);
+                return Some(instance);
+            }
+            Err(AddError::Volume(error)) => Some(Rejection::new(crate::study::RejectionCode::TooLarge, error.to_string())),
+            Err(AddError::Rejected(rejection)) => Some(rejection),
+            Ok(added) => {
+                self.full_since = None;
+                self.added(&instance, added, now);
+                None
+            }
+        };
+        if let Some(rejection) = rejection {
+            log::warn!("series {}, instance {}: {rejection}", instance.series, instance.sop_instance);
+            let sop_instance = instance.sop_instance.clone();
+            let members = self.members_of(&instance, now);
+            members.instances.push(sop_instance.clone());
+            members.unread.push(Unread { sop_instance, rejection });
+        }
+        None
+    }
+
+    fn added(&mut self, instance: &SpooledInstance, added: Added, now: Instant) {
+        if added.arrival == crate::series::Arrival::Late {
+            log::error!("series {}: instance {} came when the series was complete", added.series, instance.sop_instance);
+        }
+        let early = self.early.clone();
+        let members = self.members_of(instance, now);
+        members.last = now;
+        if !members.instances.contains(&instance.sop_instance) {
+            members.instances.push(instance.sop_instance.clone());
+        }
+        let Some(reader) = added.reader.filter(|_| added.modality == Modality::Ct) else { return };
+        for (n, frame) in added.frames.iter().enumerate() {
+            let Some(place_mm) = frame.along_normal_mm else { continue };
+            let wanted = wants_early(&reader.affine(), place_mm, &members.places_mm);
+            members.places_mm.push(place_mm);
+            let slice = EarlySlice {
+                series: added.series.clone(),
+                image: (instance.sop_instance.clone(), n + 1),
+                reader: reader.clone(),
+                slot: frame.slot,
+            };
+            // A slice too many for the moment is segmented later, with its exam.
+            if wanted && let Err(TrySendError::Disconnected(_)) = early.try_send(slice) {
+                return;
+            }
+        }
+    }
+
+    fn members_of(&mut self, instance: &SpooledInstance, now: Instant) -> &mut Members {
+        self.members.entry(instance.series.clone()).or_insert_with(|| Members {
+            study: instance.study.clone(),
+            modality: instance.modality,
+            instances: Vec::new(),
+            unread: Vec::new(),
+            places_mm: Vec::new(),
+            source: instance.source,
+            opened: now,
+            last: now,
+        })
+    }
+
+    fn tick(&mut self, now: Instant, hearts: &Hearts) {
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.retry_at = None;
+            for arrival in std::mem::take(&mut self.waiting) {
+                self.take(arrival, now);
+            }
+        }
+        self.assembler.tick(now);
+        for series in self.assembler.take_finished() {
+            let members = self.members.remove(&series.series);
+            let (instances, unread) = members.map_or_else(Default::default, |m| (m.instances, m.unread));
+            self.send(Job { series, instances, unread }, hearts);
+        }
+        let patience = self.patience;
+        self.close_unread(now, |members| now.saturating_duration_since(members.last) >= patience);
+    }
+
+    /// A series of which nothing could be read grows nowhere; it ends here.
+    fn close_unread(&mut self, now: Instant, over: impl Fn(&Members) -> bool) {
+        let growing: Vec<Uid> = self.assembler.growing().map(|(series, _)| series.clone()).collect();
+        let closed = |series: &Uid, members: &Members| !growing.contains(series) && over(members);
+        let ending: Vec<Uid> = self.members.iter().filter(|(s, m)| closed(s, m)).map(|(s, _)| s.clone()).collect();
+        for uid in ending {
+            let Some(members) = self.members.remove(&uid) else { continue };
+            let Some(first) = members.unread.first() else { continue };
+            let series = SeriesOutcome {
+                series: uid,
+                study: members.study,
+                modality: members.modality,
+                instances: members.instances.len(),
+                opened: members.opened,
+                last: now,
+                result: Err(first.rejection.clone()),
+            };
+            self.send(Job { series, instances: members.instances, unread: members.unread }, &Hearts::default());
+        }
+    }
+
+    /// Blocks while the exams are busy: the channel behind us fills, and the senders wait.
+    fn send(&self, job: Job, hearts: &Hearts) {
+        hearts.rest("series");
+        if self.jobs.send(job).is_err() {
+            log::error!("no thread takes finished series any more");
+        }
+    }
+}
+
+/// Arrivals that may wait for room. They are on disk and cost a few hundred bytes each here.
+const WAITING_MAX: usize = 10_000;
+
+/// How long after a refusal for want of room it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+fn source_of(arrival: &Arrival) -> Option<SourceId> {
+    match arrival {
+        Arrival::Instance(instance) => Some(instance.source),
+        Arrival::Released(source) | Arrival::Lost(source) | Arrival::Conflict { source, .. } => Some(*source),
+    }
+}
