@@ -29,6 +29,8 @@ pub mod finding;
 
 pub mod exam;
 
+pub mod phantom;
+
 pub mod report;
 
 pub mod ingest;
