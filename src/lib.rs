@@ -19,6 +19,8 @@ pub mod dicom;
 
 pub mod nifti;
 
+pub mod nrrd;
+
 pub mod series;
 
 pub mod imaging;

@@ -5,6 +5,7 @@
 //! slots are given the order of the lattice ([`Volume::arranged`]), and nothing is copied. Time is an argument.
 
 mod arrange;
+pub mod files;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};

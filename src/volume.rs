@@ -316,10 +316,34 @@ fn written_flags(slices: usize) -> Vec<AtomicBool> {
 
 fn map(file: &File, path: &Path) -> Result<Mmap, VolumeError> {
     // SAFETY: a map is undefined when the file shrinks or changes under a reader. The file was created by us under a
-    // name nobody else uses (`create_new`) or is opened by `Volume::open` on the spool, which this service owns; no
-    // code truncates it while a map lives, and slices are written at most once, before readers may look (`written`).
+    // name nobody else uses (`create_new`), or is an input that its owner leaves alone while a tool reads it (said where it is
+    // opened; the service never maps an input). No code truncates it while a map lives, and slices are written at most
+    // once, before readers may look (`written`).
     // No safe way offers slices of a file larger than memory.
     unsafe { Mmap::map(file) }.map_err(|source| VolumeError::Io { doing: "map", path: path.to_owned(), source })
+}
+
+/// A whole file as bytes, for inputs too large to copy into memory. Only for files a person opens with a tool and leaves
+/// alone meanwhile.
+#[derive(Debug)]
+pub struct MappedFile(Mmap);
+
+impl MappedFile {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// [`VolumeError::Io`].
+    pub fn open(path: &Path) -> Result<Self, VolumeError> {
+        let file = File::open(path).map_err(|source| VolumeError::Io { doing: "open", path: path.to_owned(), source })?;
+        map(&file, path).map(Self)
+    }
+}
+
+impl std::ops::Deref for MappedFile {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Voxels, affine and rescale, never apart. Cheap to clone: the voxels are shared.

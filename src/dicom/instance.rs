@@ -1,6 +1,5 @@
 //! One DICOM file or data set, understood: identifiers, geometry of every frame, pixel format, and where the pixels are.
 
-use std::borrow::Cow;
 use std::io::Read;
 use std::ops::Range;
 
@@ -12,7 +11,7 @@ use super::elements::{Broken, Element, Elements, Encoding, Head};
 use super::transfer::{Codec, TransferSyntax};
 use crate::geometry::Plane;
 use crate::study::{Modality, Rejection, RejectionCode, Uid};
-use crate::volume::{Rescale, VoxelType};
+use crate::volume::{MappedFile, Rescale, VoxelType};
 
 /// Bytes of one instance, inflated. A cine of an hour is below it; a deflate bomb is not.
 pub const INSTANCE_BYTES_MAX: usize = 2 << 30;
@@ -142,12 +141,31 @@ pub(super) enum PixelSource {
     Fragments(Vec<Vec<Range<usize>>>),
 }
 
+/// The bytes an instance lies in.
+#[derive(Debug)]
+pub(super) enum Held<'a> {
+    Borrowed(&'a [u8]),
+    Owned(Vec<u8>),
+    Mapped(MappedFile),
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+            Self::Mapped(file) => file,
+        }
+    }
+}
+
 /// A parsed instance over the bytes it came in (or over their inflated copy).
 #[derive(Debug)]
 pub struct Instance<'a> {
     /// What it says about itself.
     pub header: Header,
-    pub(super) bytes: Cow<'a, [u8]>,
+    pub(super) bytes: Held<'a>,
     /// Where the data set starts in `bytes`.
     data_set_at: usize,
     pub(super) source: PixelSource,
@@ -240,7 +258,16 @@ impl<'a> Instance<'a> {
     /// format that cannot be decoded, `NoImages` for an object without pixels, `TooLarge` above the limits.
     pub fn parse(file: &'a [u8]) -> Result<Self, Rejection> {
         let (at, syntax) = open_file(file)?;
-        Self::from_parts(file, at, syntax)
+        Self::from_parts(Held::Borrowed(file), at, syntax)
+    }
+
+    /// Reads a DICOM file that is too large to copy into memory.
+    ///
+    /// # Errors
+    /// As [`Instance::parse`].
+    pub fn parse_mapped(file: MappedFile) -> Result<Instance<'static>, Rejection> {
+        let (at, syntax) = open_file(&file)?;
+        Instance::from_parts(Held::Mapped(file), at, syntax)
     }
 
     /// Reads a data set as it comes over an association.
@@ -249,12 +276,12 @@ impl<'a> Instance<'a> {
     /// As [`Instance::parse`].
     pub fn parse_data_set(data_set: &'a [u8], transfer_syntax: &str) -> Result<Self, Rejection> {
         let syntax = TransferSyntax::find(transfer_syntax).ok_or_else(|| unknown_syntax(transfer_syntax))?;
-        Self::from_parts(data_set, 0, syntax)
+        Self::from_parts(Held::Borrowed(data_set), 0, syntax)
     }
 
-    fn from_parts(file: &'a [u8], at: usize, syntax: &'static TransferSyntax) -> Result<Self, Rejection> {
+    fn from_parts(file: Held<'a>, at: usize, syntax: &'static TransferSyntax) -> Result<Self, Rejection> {
         let rest = file.get(at..).ok_or_else(|| malformed("the file ends before its data set"))?;
-        let (bytes, at) = if syntax.deflated { (Cow::Owned(inflate(rest)?), 0) } else { (Cow::Borrowed(file), at) };
+        let (bytes, at) = if syntax.deflated { (Held::Owned(inflate(rest)?), 0) } else { (file, at) };
         let (header, pixels, raw) = read_header(&bytes[at..], syntax)?;
         let shift = |range: Range<usize>| range.start + at..range.end + at;
         let source = locate(&bytes, at, &header, &pixels, &raw)?;

@@ -1,5 +1,6 @@
 //! Bytes to instances, associations, and our own objects: the only user of the dicom crates.
 
+pub mod build;
 mod elements;
 mod instance;
 mod pixels;
@@ -11,5 +12,7 @@ pub mod dimse;
 pub mod file;
 pub mod negotiation;
 
+pub use dicom_core::Tag;
+pub use dicom_dictionary_std::tags;
 pub use instance::{FrameHeader, Header, INSTANCE_BYTES_MAX, Instance, PixelFormat, UltrasoundRegion};
 pub use transfer::{Codec, TransferSyntax, decodable_transfer_syntaxes};

@@ -7,7 +7,7 @@ use crate::Outcome;
 
 /// The modules of the library in the order of the story; a file imports only from modules before its own.
 const ORDER: &[&str] = &[
-    "study", "geometry", "pool", "link", "volume", "dicom", "nifti", "series", "imaging", "infer", "finding", "exam",
+    "study", "geometry", "pool", "link", "volume", "dicom", "nifti", "nrrd", "series", "imaging", "infer", "finding", "exam",
     "phantom", "report", "ingest", "config", "service",
 ];
 

@@ -1,0 +1,360 @@
+//! `scanside convert`: DICOM series to NIfTI and back, geometry kept to the last written digit.
+
+use std::path::{Path, PathBuf};
+
+use scanside::dicom::build::{SeriesTemplate, SliceTemplate, decimal_string};
+use scanside::dicom::{TransferSyntax, decodable_transfer_syntaxes, tags};
+use scanside::geometry::{Affine, Plane, norm};
+use scanside::nifti::{NiftiReader, NiftiSpec, NiftiWriter};
+use scanside::series::files::{FileSeries, Loaded};
+use scanside::study::{Modality, Uid};
+use scanside::volume::{Rescale, Volume, VoxelType};
+use scanside::with_voxel_type;
+
+use super::Failure;
+use super::open::{Image, choose, incomplete, look, notes};
+
+/// Converts between DICOM series, NIfTI and NRRD.
+///
+/// OUT ending in .nii or .nii.gz is written as NIfTI (stored values and rescale are kept, so nothing is rounded); any other
+/// OUT is a folder that is made and filled with a DICOM series. A series with several images at each place becomes a 4-D
+/// NIfTI, and a 4-D NIfTI a series with temporal positions. A tilted gantry stays in the affine.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A DICOM folder or file, a .nii, .nii.gz or .nrrd.
+    input: PathBuf,
+    /// A .nii or .nii.gz, or a folder for a DICOM series (made; must be empty if there).
+    output: PathBuf,
+    /// Series Instance UID, where the input has several.
+    #[arg(long, value_name = "UID")]
+    series: Option<String>,
+    /// Convert a series with gaps (filled with its lowest value) or uneven spacing (called even) all the same.
+    #[arg(long)]
+    accept_incomplete: bool,
+    /// Modality of a DICOM series made from NIfTI or NRRD: CT, MR or OT.
+    #[arg(long, default_value = "OT")]
+    modality: String,
+    /// Patient's Name of a DICOM series made from NIfTI or NRRD.
+    #[arg(long, default_value = "Anonymous")]
+    patient_name: String,
+    /// Patient ID of a DICOM series made from NIfTI or NRRD.
+    #[arg(long, default_value = "")]
+    patient_id: String,
+}
+
+/// Converts.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let name = arguments.output.to_string_lossy().to_lowercase();
+    let nifti = name.ends_with(".nii") || name.ends_with(".nii.gz");
+    let image = look(&arguments.input)?;
+    let mut volumes = Volumes::open(image, &arguments)?;
+    if nifti { to_nifti(&mut volumes, &arguments.output) } else { to_dicom(&mut volumes, &arguments) }
+}
+
+/// The input as one volume after the other, never all at once.
+enum Volumes {
+    One(Volume),
+    Nifti(Box<NiftiReader>),
+    Series(Vec<FileSeries>),
+}
+
+impl Volumes {
+    fn open(image: Image, arguments: &Arguments) -> Result<Self, Failure> {
+        let scan = match image {
+            Image::Nrrd(volume) => return Ok(Self::One(volume)),
+            Image::Nifti(reader) => {
+                if reader.header().forms_disagree {
+                    eprintln!("scanside: {}: sform and qform disagree; the sform is taken", arguments.input.display());
+                }
+                return Ok(Self::Nifti(reader));
+            }
+            Image::Dicom(scan) => scan,
+        };
+        let mut series = choose(scan, &arguments.input, arguments.series.as_deref())?;
+        let passes = series.passes();
+        let mut all = if passes.len() > 1 && series.arrange().is_err() { passes } else { vec![series] };
+        let mut grids = Vec::new();
+        for (n, one) in all.iter_mut().enumerate() {
+            let arrangement = one.arrange().map_err(Failure::impossible)?;
+            let input = arguments.input.display();
+            if n == 0 {
+                notes(&arrangement).iter().for_each(|note| eprintln!("scanside: {input}: {note}"));
+            }
+            match incomplete(&arrangement) {
+                Some(why) if !arguments.accept_incomplete => {
+                    return Err(Failure::impossible(format!("{input}: {why} (--accept-incomplete converts it all the same)")));
+                }
+                Some(why) => eprintln!("scanside: {input}: {why}"),
+                None => {}
+            }
+            grids.push(arrangement.grid);
+        }
+        if grids.iter().any(|grid| *grid != grids[0]) {
+            let text = format!("{}: the volumes of the series have different places", arguments.input.display());
+            return Err(Failure::impossible(text));
+        }
+        Ok(Self::Series(all))
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Nifti(reader) => reader.header().volumes(),
+            Self::Series(all) => all.len(),
+        }
+    }
+
+    fn get(&mut self, n: usize) -> Result<Volume, Failure> {
+        match self {
+            Self::One(volume) => Ok(volume.clone()),
+            Self::Nifti(reader) => reader.volume(n).map_err(Failure::impossible),
+            Self::Series(all) => {
+                let Loaded { volume, .. } = all[n].load().map_err(Failure::impossible)?;
+                Ok(volume)
+            }
+        }
+    }
+
+    /// Type and rescale that hold all volumes without loss: their own where all agree, else real values.
+    fn voxel(&mut self) -> Result<(VoxelType, Rescale), Failure> {
+        match self {
+            Self::One(volume) => Ok((volume.voxel_type(), volume.rescale())),
+            Self::Nifti(reader) => Ok((reader.header().data_type.voxel_type(), reader.header().rescale)),
+            Self::Series(all) => {
+                let mut found = Vec::new();
+                for one in all {
+                    let arrangement = one.arrange().map_err(Failure::impossible)?;
+                    found.push(arrangement.voxel(one.records()));
+                }
+                let same = found.iter().all(|v| *v == found[0]);
+                Ok(if same { found[0] } else { (VoxelType::F32, Rescale::IDENTITY) })
+            }
+        }
+    }
+
+    fn repetition_s(&self) -> f64 {
+        match self {
+            Self::Nifti(reader) => reader.header().repetition_s().unwrap_or(0.0),
+            Self::Series(all) => {
+                let text = all[0].text(&[tags::REPETITION_TIME]).ok().and_then(|mut t| t.swap_remove(0));
+                text.and_then(|t| t.parse::<f64>().ok()).map_or(0.0, |ms| ms / 1000.0)
+            }
+            Self::One(_) => 0.0,
+        }
+    }
+}
+
+fn to_nifti(volumes: &mut Volumes, output: &Path) -> Result<(), Failure> {
+    let (voxel, rescale) = volumes.voxel()?;
+    let count = volumes.count();
+    let first = volumes.get(0)?;
+    let repetition_s = if count > 1 { volumes.repetition_s() } else { 0.0 };
+    let spec = NiftiSpec { shape: first.shape(), volumes: count, affine: first.affine(), voxel, rescale, repetition_s };
+    let mut writer = NiftiWriter::create(output, &spec).map_err(Failure::impossible)?;
+    let progress = super::progress(count as u64, "volumes");
+    let mut volume = Some(first);
+    for n in 0..count {
+        let volume = match volume.take() {
+            Some(first) => first,
+            None => volumes.get(n)?,
+        };
+        if (volume.voxel_type(), volume.rescale()) == (voxel, rescale) {
+            writer.write_volume(&volume).map_err(Failure::impossible)?;
+        } else {
+            let [slices, rows, columns] = volume.shape();
+            let mut slice = vec![0.0f32; rows * columns];
+            for k in 0..slices {
+                volume.read_slice_f32(k, &mut slice);
+                writer.write_voxels(&slice).map_err(Failure::impossible)?;
+            }
+        }
+        progress.inc(1);
+    }
+    writer.finish().map_err(Failure::impossible)?;
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// How a volume's values become 16-bit stored ones.
+struct Quantized {
+    voxel: VoxelType,
+    rescale: Rescale,
+}
+
+impl Quantized {
+    /// Integers of 8 and 16 bits as they are; others stretched over 16 bits, exactly where they are whole numbers that fit.
+    fn of(volumes: &mut Volumes) -> Result<Self, Failure> {
+        let (voxel, rescale) = volumes.voxel()?;
+        if matches!(voxel, VoxelType::U8 | VoxelType::I8 | VoxelType::U16 | VoxelType::I16) {
+            return Ok(Self { voxel, rescale });
+        }
+        let (mut low, mut high, mut whole) = (f64::INFINITY, f64::NEG_INFINITY, true);
+        for n in 0..volumes.count() {
+            let volume = volumes.get(n)?;
+            let [slices, rows, columns] = volume.shape();
+            let mut slice = vec![0.0f32; rows * columns];
+            for k in 0..slices {
+                volume.read_slice_f32(k, &mut slice);
+                for v in slice.iter().map(|v| f64::from(*v)).filter(|v| v.is_finite()) {
+                    (low, high) = (low.min(v), high.max(v));
+                    whole &= v.fract() == 0.0;
+                }
+                volume.release(k..k + 1);
+            }
+        }
+        if low > high {
+            (low, high) = (0.0, 0.0);
+        }
+        let fits = whole && low >= f64::from(i16::MIN) && high <= f64::from(i16::MAX);
+        let rescale = match fits {
+            true => Rescale::IDENTITY,
+            false => {
+                // As text the slope has 16 characters at most; what is written must be what was divided by.
+                let written = |v: f64| decimal_string(v).parse::<f64>().unwrap_or(v);
+                let slope = written(((high - low) / 65_535.0).max(f64::MIN_POSITIVE));
+                eprintln!("scanside: values of {low} to {high} are rounded to steps of {slope}");
+                Rescale { slope, intercept: written(low + 32_768.0 * slope) }
+            }
+        };
+        Ok(Self { voxel: VoxelType::I16, rescale })
+    }
+
+    fn slice(&self, volume: &Volume, k: usize, out: &mut Vec<u8>) {
+        out.clear();
+        if volume.voxel_type() == self.voxel && volume.rescale() == self.rescale {
+            with_voxel_type!(self.voxel, T => {
+                let slice = volume.stored_slice::<T>(k).expect("the type is the volume's");
+                out.extend(slice.iter().flat_map(|v| v.to_le_bytes()));
+            });
+            return;
+        }
+        let [_, rows, columns] = volume.shape();
+        let mut slice = vec![0.0f32; rows * columns];
+        volume.read_slice_f32(k, &mut slice);
+        let Rescale { slope, intercept } = self.rescale;
+        // A float that is no number has no stored value: it becomes the lowest.
+        let stored = |v: f32| if v.is_nan() { i16::MIN } else { ((f64::from(v) - intercept) / slope).round() as i16 };
+        out.extend(slice.iter().flat_map(|v| stored(*v).to_le_bytes()));
+    }
+}
+
+fn to_dicom(volumes: &mut Volumes, arguments: &Arguments) -> Result<(), Failure> {
+    let output = &arguments.output;
+    let world = |error: std::io::Error| Failure::impossible(format!("cannot write {}: {error}", output.display()));
+    if output.is_file() {
+        return Err(Failure::usage(format!("{}: a file, where a folder or a .nii is wanted", output.display())));
+    }
+    std::fs::create_dir_all(output).map_err(world)?;
+    if std::fs::read_dir(output).map_err(world)?.next().is_some() {
+        return Err(Failure::usage(format!("{}: the folder is not empty", output.display())));
+    }
+    let syntax = &decodable_transfer_syntaxes()[0];
+    let quantized = Quantized::of(volumes)?;
+    let count = volumes.count();
+    let first = volumes.get(0)?;
+    let [slices, rows, columns] = first.shape();
+    let (affine, flipped) = ascending(first.affine(), slices);
+    let template = template(volumes, arguments, &quantized, [rows, columns], &affine);
+    let progress = super::progress((count * slices) as u64, "images");
+    let mut pixels = Vec::new();
+    for t in 0..count {
+        let volume = volumes.get(t)?;
+        let mut template = template.clone();
+        if count > 1 {
+            template.more.push((tags::TEMPORAL_POSITION_IDENTIFIER, *b"IS", (t + 1).to_string()));
+            template.more.push((tags::NUMBER_OF_TEMPORAL_POSITIONS, *b"IS", count.to_string()));
+        }
+        for k in 0..slices {
+            quantized.slice(&volume, if flipped { slices - 1 - k } else { k }, &mut pixels);
+            let number = t * slices + k + 1;
+            write_slice(&template, &quantized, &affine, k, number, &pixels, syntax, output)?;
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// The affine with slices that ascend along the normal of their rows and columns, which is how DICOM stacks are read; whether
+/// the slices had to be turned round for it.
+fn ascending(affine: Affine, slices: usize) -> (Affine, bool) {
+    if affine.determinant() > 0.0 {
+        return (affine, false);
+    }
+    let origin = affine.to_lps([0.0, 0.0, (slices - 1) as f64]);
+    let turned = Affine::new(affine.step(0), affine.step(1), affine.step(2).map(|v| -v), origin);
+    (turned.expect("turning an axis keeps an affine invertible"), true)
+}
+
+fn template(
+    volumes: &Volumes,
+    arguments: &Arguments,
+    quantized: &Quantized,
+    size: [usize; 2],
+    affine: &Affine,
+) -> SeriesTemplate {
+    let mut template = SeriesTemplate {
+        modality: Modality::parse(&arguments.modality),
+        study: unique("study"),
+        series: unique("series"),
+        frame_of_reference: unique("frame of reference"),
+        patient_name: arguments.patient_name.clone(),
+        patient_id: arguments.patient_id.clone(),
+        description: "converted by scanside".into(),
+        date_time: Default::default(),
+        series_number: 1,
+        size,
+        voxel: quantized.voxel,
+        bits_stored: quantized.voxel.bytes() as u16 * 8,
+        thickness_mm: norm(affine.step(2)),
+        window: None,
+        more: Vec::new(),
+    };
+    if let Volumes::Series(all) = volumes {
+        let wanted = [tags::PATIENT_NAME, tags::PATIENT_ID, tags::STUDY_DATE, tags::STUDY_TIME];
+        let texts = all[0].text(&wanted).unwrap_or_else(|_| vec![None; 4]);
+        let text = |n: usize| texts[n].clone().unwrap_or_default();
+        template.modality = all[0].modality;
+        template.study = all[0].study.clone();
+        (template.patient_name, template.patient_id) = (text(0), text(1));
+        template.date_time = [text(2), text(3)];
+        if let Some(uid) = &all[0].frame_of_reference {
+            template.frame_of_reference = uid.clone();
+        }
+    }
+    template
+}
+
+/// A UID that no other run of this program makes.
+fn unique(what: &str) -> Uid {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Uid::derived(format!("{what} {} {}", std::process::id(), now.as_nanos()).as_bytes())
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is another thing, and it has one caller")]
+fn write_slice(
+    template: &SeriesTemplate,
+    quantized: &Quantized,
+    affine: &Affine,
+    k: usize,
+    number: usize,
+    pixels: &[u8],
+    syntax: &TransferSyntax,
+    output: &Path,
+) -> Result<(), Failure> {
+    let unit = |v: [f64; 3]| v.map(|x| x / norm(v));
+    let cosines = [unit(affine.step(0)), unit(affine.step(1))].concat();
+    let cosines: [f64; 6] = cosines.try_into().expect("two times three");
+    let spacing = [norm(affine.step(1)), norm(affine.step(0))];
+    let plane = Plane::new(affine.to_lps([0.0, 0.0, k as f64]), cosines, spacing).map_err(Failure::impossible)?;
+    let slice = SliceTemplate {
+        number,
+        plane: Some(plane),
+        rescale: quantized.rescale,
+        image_type: "DERIVED\\SECONDARY",
+        pixels,
+    };
+    let bytes = template.image(&slice, syntax).map_err(Failure::impossible)?;
+    let path = output.join(format!("{number:06}.dcm"));
+    std::fs::write(&path, bytes).map_err(|error| Failure::impossible(format!("cannot write {}: {error}", path.display())))
+}
