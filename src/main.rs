@@ -18,6 +18,10 @@ enum Command {
     Analyze(cli::analyze::Arguments),
     /// Shows what a configuration file comes to.
     Config(cli::config::Arguments),
+    /// Converts between DICOM series, NIfTI and NRRD.
+    Convert(cli::convert::Arguments),
+    /// Shows what an image says about itself.
+    Info(cli::info::Arguments),
     /// Explains and times networks.
     Model(cli::model::Arguments),
     /// Sends images to a scanside, or to any other DICOM application.
@@ -33,6 +37,8 @@ fn main() -> std::process::ExitCode {
     let result = match arguments.command {
         Command::Analyze(arguments) => cli::analyze::run(arguments),
         Command::Config(arguments) => cli::config::run(arguments),
+        Command::Convert(arguments) => cli::convert::run(arguments),
+        Command::Info(arguments) => cli::info::run(arguments),
         Command::Model(arguments) => cli::model::run(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
         Command::Serve(arguments) => cli::serve::run(arguments),

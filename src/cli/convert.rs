@@ -151,7 +151,7 @@ fn to_nifti(volumes: &mut Volumes, output: &Path) -> Result<(), Failure> {
     let repetition_s = if count > 1 { volumes.repetition_s() } else { 0.0 };
     let spec = NiftiSpec { shape: first.shape(), volumes: count, affine: first.affine(), voxel, rescale, repetition_s };
     let mut writer = NiftiWriter::create(output, &spec).map_err(Failure::impossible)?;
-    let progress = super::progress(count as u64, "volumes");
+    let progress = super::Steps::new();
     let mut volume = Some(first);
     for n in 0..count {
         let volume = match volume.take() {
@@ -168,10 +168,10 @@ fn to_nifti(volumes: &mut Volumes, output: &Path) -> Result<(), Failure> {
                 writer.write_voxels(&slice).map_err(Failure::impossible)?;
             }
         }
-        progress.inc(1);
+        progress.show("volumes", n + 1, count);
     }
     writer.finish().map_err(Failure::impossible)?;
-    progress.finish_and_clear();
+    progress.clear();
     Ok(())
 }
 
@@ -255,7 +255,7 @@ fn to_dicom(volumes: &mut Volumes, arguments: &Arguments) -> Result<(), Failure>
     let [slices, rows, columns] = first.shape();
     let (affine, flipped) = ascending(first.affine(), slices);
     let template = template(volumes, arguments, &quantized, [rows, columns], &affine);
-    let progress = super::progress((count * slices) as u64, "images");
+    let progress = super::Steps::new();
     let mut pixels = Vec::new();
     for t in 0..count {
         let volume = volumes.get(t)?;
@@ -268,10 +268,10 @@ fn to_dicom(volumes: &mut Volumes, arguments: &Arguments) -> Result<(), Failure>
             quantized.slice(&volume, if flipped { slices - 1 - k } else { k }, &mut pixels);
             let number = t * slices + k + 1;
             write_slice(&template, &quantized, &affine, k, number, &pixels, syntax, output)?;
-            progress.inc(1);
+            progress.show("images", number, count * slices);
         }
     }
-    progress.finish_and_clear();
+    progress.clear();
     Ok(())
 }
 

@@ -39,11 +39,11 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Image::Dicom(scan) => dicom(&arguments.path, scan)?,
     };
     if arguments.json {
-        println!("{value}");
-    } else {
-        print_text(&value, 0);
+        return super::print_json(&value);
     }
-    Ok(())
+    let mut text = String::new();
+    write_text(&value, 0, &mut text);
+    super::print(&text)
 }
 
 fn rows_ras(affine: &Affine) -> Vec<Vec<f64>> {
@@ -196,7 +196,7 @@ fn geometry(object: &mut serde_json::Map<String, Value>, arrangement: &Arrangeme
 }
 
 /// The same as text: a line per value, groups indented.
-fn print_text(value: &Value, indent: usize) {
+fn write_text(value: &Value, indent: usize, out: &mut String) {
     let Some(object) = value.as_object() else { return };
     let plain = |v: &Value| match v {
         Value::String(s) => s.clone(),
@@ -209,25 +209,25 @@ fn print_text(value: &Value, indent: usize) {
             Value::Null => {}
             Value::Array(items) if items.is_empty() => {}
             Value::Object(_) => {
-                println!("{label}");
-                print_text(v, indent + 2);
+                *out += &format!("{label}\n");
+                write_text(v, indent + 2, out);
             }
             Value::Array(items) if name == "series" => {
                 for (n, item) in items.iter().enumerate() {
-                    println!("{label} {}", n + 1);
-                    print_text(item, indent + 2);
-                }
-            }
-            Value::Array(items) if items.iter().any(|i| i.is_array() || i.is_object()) => {
-                println!("{label}");
-                for item in items {
-                    println!("{:indent$}  {}", "", plain(item));
+                    *out += &format!("{label} {}\n", n + 1);
+                    write_text(item, indent + 2, out);
                 }
             }
             Value::Array(items) if name == "notes" => {
-                println!("{label:<24}{}", items.iter().map(plain).collect::<Vec<_>>().join("; "));
+                *out += &format!("{label:<24}{}\n", items.iter().map(plain).collect::<Vec<_>>().join("; "));
             }
-            _ => println!("{label:<24}{}", plain(v)),
+            Value::Array(items) if items.iter().any(|i| i.is_array() || i.is_object()) => {
+                *out += &format!("{label}\n");
+                for item in items {
+                    *out += &format!("{:indent$}  {}\n", "", plain(item));
+                }
+            }
+            _ => *out += &format!("{label:<24}{}\n", plain(v)),
         }
     }
 }

@@ -7,9 +7,12 @@ use std::process::ExitCode;
 
 pub mod analyze;
 pub mod config;
+pub mod convert;
+pub mod info;
 pub mod model;
-pub mod serve;
+pub mod open;
 pub mod send;
+pub mod serve;
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.
 #[derive(Debug)]
