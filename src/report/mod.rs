@@ -4,6 +4,7 @@
 //! belongs to the run (identity, sequence, time). Two runs over the same bytes agree on the first to the byte.
 
 pub mod journal;
+pub mod line;
 pub mod wire;
 
 use std::collections::BTreeMap;
