@@ -336,16 +336,20 @@ impl Visit<'_> {
         command: &CommandSet,
     ) -> Result<(), AssociationError> {
         let has_data_set = command.has_data_set()?;
-        command.message_id().or_else(|missing| match command.command_field() {
-            Ok(field::CANCEL) => Ok(0),
-            _ => Err(missing),
-        })?;
-        let (status, comment) = match command.command_field()? {
+        let kind = command.command_field()?;
+        if kind & field::RESPONSE != 0 {
+            let why = format!("a response ({kind:#06x}) to a request that was never made");
+            return Err(AssociationError::Violation { reason: AbortReason::UnexpectedPdu, why });
+        }
+        if kind != field::CANCEL {
+            command.message_id()?;
+        }
+        let (status, comment) = match kind {
             field::STORE if has_data_set => {
                 self.stored = true;
                 self.store(association, context, command)?
             }
-            kind => {
+            _ => {
                 if has_data_set {
                     association.receive_data_set(context.id, &mut |_| {})?;
                 }
@@ -353,11 +357,7 @@ impl Visit<'_> {
                     field::ECHO => (Status::SUCCESS, None),
                     field::STORE => (Status::CANNOT_UNDERSTAND, Some("a C-STORE without data set".into())),
                     field::CANCEL => return Ok(()),
-                    kind if kind & field::RESPONSE != 0 => {
-                        let why = format!("a response ({kind:#06x}) to a request that was never made");
-                        return Err(AssociationError::Violation { reason: AbortReason::UnexpectedPdu, why });
-                    }
-                    kind => (Status::UNRECOGNIZED_OPERATION, Some(format!("command {kind:#06x} is not offered"))),
+                    _ => (Status::UNRECOGNIZED_OPERATION, Some(format!("command {kind:#06x} is not offered"))),
                 }
             }
         };

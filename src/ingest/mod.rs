@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::study::{Rejection, Uid};
 
 pub mod dicom;
+pub mod inbox;
 mod lobby;
 pub mod spool;
 
