@@ -69,22 +69,55 @@ unsafe fn vnni_8(job: &RowJob) {
     unsafe { walk!(job, tile_vnni_8, 16, [2, 4, 6, 8, 12, 16]) }
 }
 
+/// One step for four neighbouring pixels. In assembly, since the compiler would load all pixels of a tile first, and runs
+/// out of registers over it.
+macro_rules! four_pixels {
+    ($size:literal, $x:expr, $stride:expr, $thrice:expr, $w:expr, $sums:expr) => {
+        std::arch::asm!(
+            concat!("vpbroadcastd {v:", $size, "}, dword ptr [{x}]"),
+            concat!("vpdpbusd {a:", $size, "}, {v:", $size, "}, {w:", $size, "}"),
+            concat!("vpbroadcastd {v:", $size, "}, dword ptr [{x} + {s}]"),
+            concat!("vpdpbusd {b:", $size, "}, {v:", $size, "}, {w:", $size, "}"),
+            concat!("vpbroadcastd {v:", $size, "}, dword ptr [{x} + 2*{s}]"),
+            concat!("vpdpbusd {c:", $size, "}, {v:", $size, "}, {w:", $size, "}"),
+            concat!("vpbroadcastd {v:", $size, "}, dword ptr [{x} + {t}]"),
+            concat!("vpdpbusd {d:", $size, "}, {v:", $size, "}, {w:", $size, "}"),
+            x = in(reg) $x,
+            s = in(reg) $stride,
+            t = in(reg) $thrice,
+            w = in(zmm_reg) $w,
+            v = out(zmm_reg) _,
+            a = inout(zmm_reg) $sums[0],
+            b = inout(zmm_reg) $sums[1],
+            c = inout(zmm_reg) $sums[2],
+            d = inout(zmm_reg) $sums[3],
+            options(nostack, readonly, preserves_flags)
+        )
+    };
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile_vnni_16<const T: usize>(job: &RowJob, first: usize) {
     // SAFETY: the job's pointers; reads are unaligned, writes masked to the job's channels.
     unsafe {
         let base = job.base.add(first * job.pixel);
-        let stride = job.pixel;
+        let (stride, thrice) = (job.pixel, 3 * job.pixel);
         let mut sums = [_mm512_loadu_si512(job.bias.cast()); T];
         let mut weights = job.weights;
         for step in 0..job.steps {
             let at = base.add(*job.offsets.add(step) as usize);
             let w = _mm512_loadu_si512(weights.cast());
             weights = weights.add(64);
-            for (t, sum) in sums.iter_mut().enumerate() {
-                let x = at.add(t / 4 * 4 * stride + t % 4 * stride);
+            let (fours, rest) = sums.as_chunks_mut::<4>();
+            let mut x = at;
+            for four in fours {
+                four_pixels!("z", x, stride, thrice, w, four);
+                x = x.wrapping_add(4 * stride);
+            }
+            for sum in rest {
                 *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi32(x.cast::<i32>().read_unaligned()), w);
+                x = x.wrapping_add(stride);
             }
         }
         let scale = _mm512_loadu_ps(job.scale);
@@ -111,16 +144,22 @@ unsafe fn tile_vnni_8<const T: usize>(job: &RowJob, first: usize) {
     // SAFETY: as `tile_vnni_16`.
     unsafe {
         let base = job.base.add(first * job.pixel);
-        let stride = job.pixel;
+        let (stride, thrice) = (job.pixel, 3 * job.pixel);
         let mut sums = [_mm256_loadu_si256(job.bias.cast()); T];
         let mut weights = job.weights;
         for step in 0..job.steps {
             let at = base.add(*job.offsets.add(step) as usize);
             let w = _mm256_loadu_si256(weights.cast());
             weights = weights.add(32);
-            for (t, sum) in sums.iter_mut().enumerate() {
-                let x = at.add(t / 4 * 4 * stride + t % 4 * stride);
+            let (fours, rest) = sums.as_chunks_mut::<4>();
+            let mut x = at;
+            for four in fours {
+                four_pixels!("y", x, stride, thrice, w, four);
+                x = x.wrapping_add(4 * stride);
+            }
+            for sum in rest {
                 *sum = _mm256_dpbusd_epi32(*sum, _mm256_set1_epi32(x.cast::<i32>().read_unaligned()), w);
+                x = x.wrapping_add(stride);
             }
         }
         let scale = _mm256_loadu_ps(job.scale);
