@@ -20,10 +20,14 @@ enum Command {
     Config(cli::config::Arguments),
     /// Converts between DICOM series, NIfTI and NRRD.
     Convert(cli::convert::Arguments),
+    /// Measures how good findings and label maps are against a truth.
+    Eval(cli::eval::Arguments),
     /// Shows what an image says about itself.
     Info(cli::info::Arguments),
-    /// Explains and times networks.
+    /// Model packages: lists, checks, installs, explains and times them.
     Model(cli::model::Arguments),
+    /// Draws a chest CT that nobody has, with nodules at known places.
+    Phantom(cli::phantom::Arguments),
     /// Sends images to a scanside, or to any other DICOM application.
     Send(cli::send::Arguments),
     /// Runs the box: studies in, reports out.
@@ -38,8 +42,10 @@ fn main() -> std::process::ExitCode {
         Command::Analyze(arguments) => cli::analyze::run(arguments),
         Command::Config(arguments) => cli::config::run(arguments),
         Command::Convert(arguments) => cli::convert::run(arguments),
+        Command::Eval(arguments) => cli::eval::run(arguments),
         Command::Info(arguments) => cli::info::run(arguments),
         Command::Model(arguments) => cli::model::run(arguments),
+        Command::Phantom(arguments) => cli::phantom::run(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
         Command::Serve(arguments) => cli::serve::run(arguments),
     };

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 pub mod analyze;
 pub mod config;
 pub mod convert;
+pub mod eval;
 pub mod info;
 pub mod model;
 pub mod open;
+pub mod phantom;
 pub mod send;
 pub mod serve;
 

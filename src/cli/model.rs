@@ -1,5 +1,7 @@
 //! `scanside model`: networks as files and packages.
 
+mod packages;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -21,6 +23,16 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Lists the packages of this box: those in the binary and those of --models.
+    List(packages::List),
+    /// Shows what a package sees, says and comes from.
+    Info(packages::Info),
+    /// Checks a package on this machine: manifest, digests, signature, golden pair.
+    Check(packages::Check),
+    /// Checks a package and copies it into --models.
+    Install(packages::Install),
+    /// Prints the nodule candidates of a chest CT with their features, to train a forest on.
+    Features(packages::Features),
     /// Shows how a network would run here: its steps, kernels, multiply-adds and memory.
     Explain(Explain),
     /// Times a network on random input, and prints a hash of its output: the same on every machine.
@@ -60,6 +72,11 @@ struct Bench {
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
+        Command::List(arguments) => packages::list(&arguments),
+        Command::Info(arguments) => packages::info(&arguments),
+        Command::Check(arguments) => packages::check(&arguments),
+        Command::Install(arguments) => packages::install(&arguments),
+        Command::Features(arguments) => packages::features(&arguments),
         Command::Explain(arguments) => explain(&arguments),
         Command::Bench(arguments) => bench(&arguments),
     }

@@ -4,4 +4,5 @@ mod lines;
 
 pub mod blobs;
 pub mod isosurface;
+pub mod overlap;
 pub mod smooth;

@@ -3,6 +3,7 @@
 //! A report has a part that depends on the images and the models alone ([`Report::deterministic_json`]) and a part that
 //! belongs to the run (identity, sequence, time). Two runs over the same bytes agree on the first to the byte.
 
+pub mod froc;
 pub mod journal;
 pub mod line;
 pub mod wire;

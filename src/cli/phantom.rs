@@ -1,0 +1,144 @@
+//! `scanside phantom`: a chest CT that nobody has, with nodules at known places.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use scanside::geometry::Spacing;
+use scanside::nifti::{NiftiSpec, NiftiWriter};
+use scanside::phantom::{NoduleKind, NoduleWish, Phantom, PhantomOptions};
+use scanside::pool::Pool;
+use scanside::volume::{Rescale, VoxelType};
+use serde_json::json;
+
+use super::{Failure, Steps, print, print_json};
+
+/// Draws a chest CT with nodules at known places: DIR/phantom.nii.gz and DIR/truth.json.
+///
+/// The same options and seed give the same voxels on every machine. Nodules are asked for as KIND:DIAMETER, kinds being
+/// solid, ground-glass, juxtapleural (on the chest wall) and diaphragm.
+///
+///   scanside phantom --out p --nodule solid:8 --nodule diaphragm:20
+///   scanside analyze p/phantom.nii.gz --out p
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Arguments {
+    /// Where it goes; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How the images are written
+    #[arg(long, value_enum, default_value_t = Format::Nifti)]
+    format: Format,
+    /// Slices
+    #[arg(long, default_value_t = 120)]
+    slices: usize,
+    /// Rows and columns of a slice
+    #[arg(long, default_value_t = 512)]
+    rows: usize,
+    /// Distance of slices in mm
+    #[arg(long, value_name = "MM", default_value_t = 2.5)]
+    slice_mm: f64,
+    /// Distance of rows and columns in mm; without it, what fits a chest into the image
+    #[arg(long, value_name = "MM")]
+    pixel_mm: Option<f64>,
+    /// Another number is another patient
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A nodule, KIND:DIAMETER in mm; may be given more than once; without it, six of 6 to 18 mm
+    #[arg(long, value_name = "KIND:MM", value_parser = nodule)]
+    nodule: Vec<NoduleWish>,
+    /// Standard deviation of the noise in Hounsfield units
+    #[arg(long, value_name = "HU", default_value_t = 22.0)]
+    noise: f64,
+    /// Threads that draw; without it, one per core
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Prints the truth as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How the images are written.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One phantom.nii.gz.
+    Nifti,
+}
+
+fn nodule(text: &str) -> Result<NoduleWish, String> {
+    let (kind, diameter) = text.split_once(':').ok_or("KIND:DIAMETER is wanted, such as solid:8")?;
+    let kind = match kind {
+        "solid" => NoduleKind::Solid,
+        "ground-glass" => NoduleKind::GroundGlass,
+        "juxtapleural" => NoduleKind::Juxtapleural,
+        "diaphragm" => NoduleKind::Diaphragm,
+        _ => return Err(format!("{kind:?} is none of solid, ground-glass, juxtapleural, diaphragm")),
+    };
+    let diameter_mm = diameter.parse().map_err(|_| format!("{diameter:?} is not a diameter in mm"))?;
+    Ok(NoduleWish { kind, diameter_mm })
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let pixel_mm = arguments.pixel_mm.unwrap_or(358.4 / arguments.rows.max(1) as f64);
+    let spacing = Spacing::new([arguments.slice_mm, pixel_mm, pixel_mm]).map_err(Failure::usage)?;
+    let mut options = PhantomOptions {
+        shape: [arguments.slices, arguments.rows, arguments.rows],
+        spacing,
+        seed: arguments.seed,
+        noise_hu: arguments.noise,
+        ..PhantomOptions::default()
+    };
+    if !arguments.nodule.is_empty() {
+        options.nodules.clone_from(&arguments.nodule);
+    }
+    let phantom = Phantom::new(&options).map_err(Failure::usage)?;
+    let cannot = |path: &std::path::Path, e: std::io::Error| Failure::Impossible(format!("cannot write {}: {e}", path.display()));
+    std::fs::create_dir_all(&arguments.out).map_err(|e| cannot(&arguments.out, e))?;
+    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    match arguments.format {
+        Format::Nifti => write_nifti(&phantom, &arguments.out.join("phantom.nii.gz"), &Pool::new(threads))?,
+    }
+    let truth = json!({ "seed": arguments.seed, "nodules": phantom.truth() });
+    let path = arguments.out.join("truth.json");
+    std::fs::write(&path, format!("{truth:#}\n")).map_err(|e| cannot(&path, e))?;
+    if arguments.json {
+        return print_json(&truth);
+    }
+    let mut text = String::new();
+    for n in phantom.truth() {
+        let [x, y, z] = n.centre_lps_mm;
+        let kind = json!(n.kind);
+        let side = json!(n.side);
+        text += &format!(
+            "{:<13} {:>5.1} mm  {:<5}  {x:.1} {y:.1} {z:.1} mm LPS\n",
+            kind.as_str().unwrap_or_default(),
+            n.diameter_mm,
+            side.as_str().unwrap_or_default()
+        );
+    }
+    print(&text)
+}
+
+fn write_nifti(phantom: &Phantom, path: &std::path::Path, pool: &Pool) -> Result<(), Failure> {
+    let [slices, rows, columns] = phantom.grid().shape;
+    let spec = NiftiSpec {
+        shape: phantom.grid().shape,
+        volumes: 1,
+        affine: phantom.grid().affine,
+        voxel: VoxelType::I16,
+        rescale: Rescale::IDENTITY,
+        repetition_s: 0.0,
+    };
+    let mut writer = NiftiWriter::create(path, &spec).map_err(Failure::impossible)?;
+    let steps = Steps::new();
+    let group = 2 * pool.threads();
+    let mut voxels = vec![0i16; group * rows * columns];
+    for start in (0..slices).step_by(group) {
+        steps.show("draw", start, slices);
+        let part = &mut voxels[..group.min(slices - start) * rows * columns];
+        pool.for_each_chunk(part, rows * columns, |n, slice| phantom.draw(start + n, slice)).map_err(Failure::impossible)?;
+        writer.write_voxels(part).map_err(Failure::impossible)?;
+    }
+    steps.clear();
+    writer.finish().map_err(Failure::impossible)
+}
