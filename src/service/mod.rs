@@ -29,9 +29,13 @@ use crate::exam::Progress;
 use crate::infer::package::{Models, PackageError, Trust};
 use crate::ingest::Intake;
 use crate::ingest::dicom::{DicomConfig, DicomServer, DicomServerError};
+use crate::ingest::inbox::{InboxConfig, InboxError, InboxWatcher};
 use crate::ingest::spool::{Spool, SpoolError, SpoolLimits};
+use crate::link::SerialPort;
 use crate::report::Device;
 use crate::report::journal::{Journal, JournalError};
+use crate::report::line::send_reports;
+use crate::report::wire::Pace;
 use crate::series::{Assembler, Limits};
 use crate::study::Uid;
 
@@ -41,6 +45,9 @@ const ARRIVALS_MAX: usize = 64;
 /// Finished series that wait for the exam: one, so that the next study's last slices are assembled while this one is
 /// analysed, and a third makes its sender wait.
 const JOBS_MAX: usize = 1;
+
+/// The serial line's name among the journal's receivers.
+const SERIAL_RECEIVER: &str = "serial";
 
 /// Slices that wait to be segmented early. Each holds a reader of its growing volume, no voxels.
 const EARLY_MAX: usize = 64;
@@ -66,6 +73,9 @@ pub enum ServiceError {
     /// The DICOM door.
     #[error(transparent)]
     Dicom(#[from] DicomServerError),
+    /// The inbox folder.
+    #[error(transparent)]
+    Inbox(#[from] InboxError),
     /// The system has no thread, file or descriptor for us.
     #[error("cannot {doing}: {source}")]
     System {
@@ -85,6 +95,7 @@ fn system(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> ServiceErr
 pub struct Service {
     shared: Arc<Shared>,
     dicom: Option<DicomServer>,
+    inbox: Option<InboxWatcher>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
     /// Keeps the line's channel open until the doors are closed.
     spool: Option<Arc<Spool>>,
@@ -162,7 +173,7 @@ impl Service {
             plan,
             settings,
         });
-        let mut service = Self { shared, dicom: None, threads: Vec::new(), spool: Some(Arc::clone(&spool)) };
+        let mut service = Self { shared, dicom: None, inbox: None, threads: Vec::new(), spool: Some(Arc::clone(&spool)) };
         service.start_line(&spool, arrivals, &scratch)?;
         // Only now that the line reads: there may be more of them than the channel holds.
         let lost = crate::ingest::spool::Arrival::Lost(crate::ingest::SourceId::RECOVERED);
@@ -214,6 +225,9 @@ impl Service {
         if let Some(dicom) = self.dicom.take() {
             dicom.shutdown();
         }
+        if let Some(inbox) = self.inbox.take() {
+            inbox.shutdown();
+        }
         self.spool = None;
         for (name, thread) in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -255,6 +269,20 @@ impl Service {
     }
 
     fn start_links(&mut self) -> Result<(), ServiceError> {
+        let serial = self.shared.settings.serial.clone();
+        if let Some(device) = serial.device {
+            let port = SerialPort { path: device, baud: serial.baud };
+            // A cable may come and go later; a device that is not there at the start is a mistake in the settings.
+            drop(port.open().map_err(|e| ServiceError::Setting(format!("serial: {e}")))?);
+            self.shared.journal.register(SERIAL_RECEIVER)?;
+            let shared = Arc::clone(&self.shared);
+            self.spawn("serial", move || {
+                let (pace, open) = (Pace::of_baud(port.baud), || port.open());
+                if let Err(error) = send_reports(&shared.journal, SERIAL_RECEIVER, pace, open, &shared.stop) {
+                    log::error!("serial: {error}");
+                }
+            })?;
+        }
         Ok(())
     }
 
@@ -274,6 +302,15 @@ impl Service {
                 ..DicomConfig::new(listen)
             };
             self.dicom = Some(DicomServer::start(config, Arc::clone(spool) as Arc<dyn Intake>)?);
+        }
+        let inbox = &self.shared.settings.inbox;
+        if let Some(folder) = &inbox.path {
+            let config = InboxConfig {
+                folder: folder.clone(),
+                settle: Duration::from_secs(inbox.settle_s),
+                instance_bytes_max: (settings.instance_mib_max << 20) as usize,
+            };
+            self.inbox = Some(InboxWatcher::start(config, Arc::clone(spool) as Arc<dyn Intake>)?);
         }
         Ok(())
     }
