@@ -1,8 +1,12 @@
 //! Pure image algorithms on array views; they know voxels, spacing and affines, and no files.
 
+mod font;
 mod lines;
 
 pub mod blobs;
 pub mod isosurface;
 pub mod overlap;
+pub mod picture;
+pub mod registration;
+pub mod render;
 pub mod smooth;
