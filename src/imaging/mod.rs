@@ -7,6 +7,7 @@ pub mod blobs;
 pub mod isosurface;
 pub mod overlap;
 pub mod picture;
+pub mod plot;
 pub mod registration;
 pub mod render;
 pub mod smooth;

@@ -21,6 +21,7 @@ pub use transform::{BadTransform, Kind, Transform};
 use ndarray::ArrayView3;
 
 use self::metric::Comparison;
+use self::optimise::Walk;
 use self::pyramid::{Plain, shrink_factors};
 use self::samples::Samples;
 use crate::geometry::{Affine, sub};
@@ -147,13 +148,13 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// Rigid, Mattes with 50 bins over all voxels, 100 regular steps on each of three levels.
+    /// Rigid, Mattes with 50 bins over all voxels, up to 100 quasi-Newton steps on each of three levels.
     fn default() -> Self {
         Self {
             kind: Kind::Rigid,
             metric: Metric::Mattes { bins: 50 },
             sampling: Sampling::All,
-            optimiser: Optimiser::RegularStep { first_step_mm: 0.0, least_step_mm: 0.005 },
+            optimiser: Optimiser::QuasiNewton { least_step_mm: 0.005 },
             steps: 100,
             levels: [(4, 2.0), (2, 1.0), (1, 0.0)].map(|(shrink, sigma_mm)| Level { shrink, sigma_mm }).to_vec(),
             start: Start::Best,
@@ -186,6 +187,7 @@ impl Settings {
             {
                 bad("the first step is 0 mm or more, the least above 0 mm")
             }
+            Optimiser::QuasiNewton { least_step_mm } if !(least_step_mm > 0.0) => bad("the least step is above 0 mm"),
             Optimiser::Descent { rate } if !(rate > 0.0 && rate.is_finite()) => bad("the rate must be above 0"),
             _ => Ok(()),
         }
@@ -225,7 +227,7 @@ pub fn register(
     settings.check()?;
     check(fixed, "fixed")?;
     check(moving, "moving")?;
-    let whole = [fixed, moving].map(|image| Plain::new(image.voxels, image.affine));
+    let whole = [Plain::new(fixed.voxels, fixed.affine), Plain::new(moving.voxels, moving.affine)];
     let mut here: Option<Transform> = None;
     let mut outcome = None;
     let mut history: Vec<Progress> = Vec::new();
@@ -236,7 +238,14 @@ pub fn register(
         let smooth_moving = whole[1].smoothed(level.sigma_mm, pool)?;
         let samples = Samples::draw(&smooth_fixed, fixed.mask, settings.sampling, level.shrink)?;
         drop(smooth_fixed);
-        let mut comparison = Comparison::new(settings.metric, fixed.affine, samples, &smooth_moving, moving.mask)?;
+        let metric = match settings.metric {
+            // A histogram with few samples to a cell is alike by chance; the last level has what was asked for.
+            Metric::Mattes { bins } if n + 1 < settings.levels.len() => {
+                Metric::Mattes { bins: ((samples.len() as f64 / 8.0).sqrt() as usize).clamp(12, bins.max(12)).min(bins) }
+            }
+            metric => metric,
+        };
+        let mut comparison = Comparison::new(metric, fixed.affine, samples, &smooth_moving, moving.mask)?;
         let begin = match here.take() {
             Some(transform) => transform,
             None => {
@@ -248,12 +257,19 @@ pub fn register(
         let factors = shrink_factors(fixed.affine.spacing(), level.shrink);
         let sides: [f64; 3] = std::array::from_fn(|c| fixed.affine.spacing().zyx_mm()[c] * factors[c] as f64);
         let sides_mm = [sides.iter().copied().fold(f64::INFINITY, f64::min), sides.iter().copied().fold(0.0, f64::max)];
+        let Settings { mut optimiser, steps, .. } = *settings;
+        if let Optimiser::QuasiNewton { least_step_mm } = &mut optimiser
+            && n + 1 < settings.levels.len()
+        {
+            // A coarse level only has to come near enough for the next.
+            *least_step_mm = least_step_mm.max(0.02 * sides_mm[0]);
+        }
         let mut note = |progress: &Progress| {
             history.push(*progress);
             told(progress);
         };
         let (transform, evaluation, made, stop) =
-            optimise::walk(&mut comparison, begin, settings.optimiser, settings.steps, n, sides_mm, pool, &mut note)?;
+            Walk { comparison: &mut comparison, optimiser, steps, level: n, sides_mm, pool, told: &mut note }.from(begin)?;
         iterations += made;
         here = Some(transform.clone());
         outcome = Some((transform, evaluation, stop));

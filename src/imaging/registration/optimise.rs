@@ -10,6 +10,13 @@ use crate::pool::Pool;
 /// (ITK's scales from physical shift), and all lengths are that movement in millimetres.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Optimiser {
+    /// Quasi-Newton steps (BFGS) with a line search that goes down only; learns the shape of the valley that plain
+    /// gradients zigzag along, so it arrives in a fraction of the steps. Ends when the next step would be shorter than
+    /// `least_step_mm`. Every evaluation counts as a step.
+    QuasiNewton {
+        /// Shorter steps do not matter.
+        least_step_mm: f64,
+    },
     /// Steps of a length that is halved whenever the gradient turns round; ends below `least_step_mm`.
     RegularStep {
         /// Length of the first step on the first level; halved for each level after it. 0 takes the coarsest voxel side
@@ -81,17 +88,133 @@ pub struct Progress {
 const WINDOW: usize = 10;
 const LEVELLED: f64 = 1e-6;
 
-/// The walk over one level; the best place met, with its cost.
-pub(super) fn walk(
-    comparison: &mut Comparison<'_>,
-    start: Transform,
-    optimiser: Optimiser,
-    steps: usize,
-    level: usize,
-    sides_mm: [f64; 2],
-    pool: &Pool,
-    told: &mut dyn FnMut(&Progress),
-) -> Result<(Transform, Evaluation, usize, Stop), RegistrationError> {
+/// Where a walk over one level leads.
+pub(super) struct Walk<'w, 'c> {
+    pub(super) comparison: &'w mut Comparison<'c>,
+    pub(super) optimiser: Optimiser,
+    /// At most so many.
+    pub(super) steps: usize,
+    pub(super) level: usize,
+    /// Finest and coarsest voxel side of the level.
+    pub(super) sides_mm: [f64; 2],
+    pub(super) pool: &'w Pool,
+    pub(super) told: &'w mut dyn FnMut(&Progress),
+}
+
+/// The best place met on a walk, its cost, the steps made and why it ended.
+type End = (Transform, Evaluation, usize, Stop);
+
+impl Walk<'_, '_> {
+    pub(super) fn from(self, start: Transform) -> Result<End, RegistrationError> {
+        match self.optimiser {
+            Optimiser::QuasiNewton { least_step_mm } => quasi_newton(self, start, least_step_mm),
+            _ => descend(self, start),
+        }
+    }
+}
+
+/// BFGS (Nocedal and Wright, Numerical Optimization, chapter 6) over parameters measured in millimetres of movement.
+fn quasi_newton(walk: Walk<'_, '_>, start: Transform, least_step_mm: f64) -> Result<End, RegistrationError> {
+    let Walk { comparison, steps, level, sides_mm, pool, told, .. } = walk;
+    let corners = comparison.corners();
+    let roots: Vec<f64> = scales(&start, &corners).iter().map(|s| s.sqrt()).collect();
+    // No step goes further than two voxels: the linear picture of the images ends there.
+    let longest = 2.0 * sides_mm[1];
+    let n = roots.len();
+    let mut first_mm = sides_mm[1];
+    let in_mm = |gradient: &[f64]| -> Vec<f64> { gradient.iter().zip(&roots).map(|(g, r)| g / r).collect() };
+    let mut here = start;
+    let mut now = comparison.evaluate(&here, true, pool)?;
+    let mut gradient = in_mm(&now.gradient);
+    let mut inverse: Option<Vec<Vec<f64>>> = None;
+    let mut made = 0;
+    let stop = 'walk: loop {
+        let steepest: Vec<f64> = gradient.iter().map(|g| -g).collect();
+        let steepness = product(&gradient, &gradient).sqrt();
+        if steepness <= 1e-15 || !steepness.is_finite() {
+            break Stop::NoGradient;
+        }
+        let mut direction = match &inverse {
+            Some(h) => h.iter().map(|row| -product(row, &gradient)).collect(),
+            None => steepest.iter().map(|d| d * first_mm / steepness).collect::<Vec<f64>>(),
+        };
+        if product(&direction, &gradient) >= 0.0 {
+            inverse = None;
+            continue;
+        }
+        let reach = product(&direction, &direction).sqrt();
+        if reach > longest {
+            direction.iter_mut().for_each(|d| *d *= longest / reach);
+        }
+        let reach = reach.min(longest);
+        told(&Progress { level, step: made, metric: now.value, step_mm: reach, overlap: now.overlap });
+        if reach < least_step_mm {
+            break Stop::ShortStep;
+        }
+        let slope = product(&direction, &gradient);
+        let mut share = 1.0;
+        let (there, then) = loop {
+            if made == steps {
+                break 'walk Stop::Steps;
+            }
+            made += 1;
+            let parameters =
+                here.parameters().iter().zip(&direction).zip(&roots).map(|((p, d), r)| p + share * d / r).collect();
+            let there = here.with_parameters(parameters);
+            // A step out of the overlap is a step too far.
+            let then = match comparison.evaluate(&there, true, pool) {
+                Err(RegistrationError::NoOverlap { .. }) => None,
+                other => Some(other?),
+            };
+            match then {
+                Some(then) if then.value <= now.value + 1e-4 * share * slope => break (there, then),
+                Some(then) => {
+                    // The least of the parabola through both values and the slope.
+                    let bend = then.value - now.value - share * slope;
+                    let least = if bend > 0.0 { -slope * share * share / (2.0 * bend) } else { share / 2.0 };
+                    share = least.clamp(0.1 * share, 0.5 * share);
+                }
+                None => share /= 4.0,
+            }
+            if share * reach < least_step_mm / 2.0 {
+                if inverse.is_none() {
+                    break 'walk Stop::ShortStep;
+                }
+                inverse = None;
+                first_mm = (16.0 * least_step_mm).min(sides_mm[1]);
+                continue 'walk;
+            }
+        };
+        let step: Vec<f64> = direction.iter().map(|d| share * d).collect();
+        let new_gradient = in_mm(&then.gradient);
+        let change: Vec<f64> = new_gradient.iter().zip(&gradient).map(|(a, b)| a - b).collect();
+        let curvature = product(&step, &change);
+        if curvature > 1e-12 * product(&step, &step).sqrt() * product(&change, &change).sqrt() {
+            let first = curvature / product(&change, &change);
+            let mut h = inverse.take().unwrap_or_else(|| {
+                (0..n).map(|r| (0..n).map(|c| if r == c { first } else { 0.0 }).collect()).collect()
+            });
+            let hy: Vec<f64> = h.iter().map(|row| product(row, &change)).collect();
+            let yhy = product(&change, &hy);
+            for r in 0..n {
+                for c in 0..n {
+                    h[r][c] += (1.0 + yhy / curvature) * step[r] * step[c] / curvature
+                        - (hy[r] * step[c] + step[r] * hy[c]) / curvature;
+                }
+            }
+            inverse = Some(h);
+        }
+        (here, now, gradient) = (there, then, new_gradient);
+    };
+    Ok((here, now, made, stop))
+}
+
+fn product(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn descend(walk: Walk<'_, '_>, start: Transform) -> Result<End, RegistrationError> {
+    let Walk { comparison, optimiser, steps, level, sides_mm, pool, told } = walk;
     let corners = comparison.corners();
     let scales = scales(&start, &corners);
     let [finest_mm, coarsest_mm] = sides_mm;
@@ -134,7 +257,8 @@ pub(super) fn walk(
                 }
                 step_mm / reach
             }
-            Optimiser::Descent { rate: multiple } => {
+            Optimiser::QuasiNewton { .. } | Optimiser::Descent { .. } => {
+                let multiple = if let Optimiser::Descent { rate } = optimiser { rate } else { 1.0 };
                 let rate = *rate.get_or_insert(multiple * finest_mm / reach);
                 step_mm = rate * reach;
                 if levelled(&values) {

@@ -100,11 +100,14 @@ fn every_metric_and_kind_finds_its_way_within_one_contrast() {
 }
 
 #[test]
-fn plain_descent_with_an_estimated_rate_arrives_too() {
+fn plain_gradient_steps_get_there_too_only_later() {
     let images = pair(&truth(), [0, 1]);
-    let settings = Settings { optimiser: Optimiser::Descent { rate: 1.0 }, ..Settings::default() };
-    let outcome = run(&images, &settings, 2).unwrap();
-    assert!(target_error(&outcome.transform, &truth()) < 1.0);
+    let regular = Optimiser::RegularStep { first_step_mm: 0.0, least_step_mm: 0.005 };
+    for optimiser in [regular, Optimiser::Descent { rate: 1.0 }] {
+        let outcome = run(&images, &Settings { optimiser, ..Settings::default() }, 2).unwrap();
+        let error = target_error(&outcome.transform, &truth());
+        assert!(error < 2.5, "{optimiser:?}: {error} mm");
+    }
 }
 
 #[test]
@@ -228,4 +231,35 @@ fn resampling_through_the_transform_brings_the_moving_image_onto_the_fixed_one()
         [Interpolation::Nearest, Interpolation::Linear, Interpolation::Cubic].map(|i| error(i, &truth()));
     assert!(cubic < linear && linear < nearest && nearest < 30.0, "{cubic} {linear} {nearest}");
     assert!(error(Interpolation::Linear, &Transform::identity(Kind::Rigid, [0.0; 3])) > 5.0 * linear);
+}
+#[test]
+fn real() {
+    let read = |name: &str| {
+        let t: Vec<f64> = std::fs::read_to_string(format!("/tmp/reg/{name}.txt")).unwrap().split_whitespace().map(|v| v.parse().unwrap()).collect();
+        let b = std::fs::read(format!("/tmp/reg/{name}.f32")).unwrap();
+        let v: Vec<f32> = b.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
+        let a = |n: usize| [t[n], t[n+1], t[n+2]];
+        (Array3::from_shape_vec((t[0] as usize, t[1] as usize, t[2] as usize), v).unwrap(), Affine::new(a(3), a(6), a(9), a(12)).unwrap())
+    };
+    let images = [read("flair"), read("t1")];
+    let level = |shrink, sigma_mm| Level { shrink, sigma_mm };
+    let one = Settings { levels: vec![level(1, 0.0)], start: Start::Geometry, ..Settings::default() };
+    let gd = Settings { optimiser: Optimiser::Descent { rate: 1.0 }, ..one.clone() };
+    let rs = Settings { optimiser: Optimiser::RegularStep { first_step_mm: 0.0, least_step_mm: 0.005 }, ..one.clone() };
+    let f = as_image(&images[0]); let m = as_image(&images[1]);
+    let mut last: Option<Transform> = None;
+    for (name, s) in [("default", Settings::default()), ("gd", gd), ("rs", rs), ("qn", one.clone()), ("5%", Settings { sampling: Sampling::Random { fraction: 0.05, seed: 1 }, ..Settings::default() })] {
+        let t = std::time::Instant::now();
+        let o = register(&f, &m, &s, &Pool::new(1), |_| ()).unwrap();
+        println!("{name}: {:?} metric {} full {} its {} {:?} {} p {:?}", t.elapsed(), o.metric, compare(&f, &m, s.metric, &o.transform, &Pool::new(1)).unwrap(), o.iterations, o.stop, o.start, o.transform.parameters());
+        for h in o.history.iter().filter(|h| h.step % 5 == 0) { println!("    {} {} {:.6} {:.4} {:.3}", h.level, h.step, h.metric, h.step_mm, h.overlap); }
+        if let Some(l) = &last { println!("  differs {}", target_error(l, &o.transform)); }
+        last = Some(o.transform);
+    }
+    for n in ["all", "0.05", "all_pyr"] {
+        if let Ok(t) = std::fs::read_to_string(format!("/tmp/reg/sitk_{n}.tfm")) {
+            let t = Transform::from_tfm(&t).unwrap();
+            println!("sitk {n}: full {} differs {}", compare(&f, &m, one.metric, &t, &Pool::new(1)).unwrap(), target_error(last.as_ref().unwrap(), &t));
+        }
+    }
 }
