@@ -24,10 +24,14 @@ enum Command {
     Eval(cli::eval::Arguments),
     /// Shows what an image says about itself.
     Info(cli::info::Arguments),
+    /// Makes the surface of a level or of labels: STL, PLY, OBJ, glTF.
+    Mesh(cli::mesh::Arguments),
     /// Model packages: lists, checks, installs, explains and times them.
     Model(cli::model::Arguments),
     /// Draws a chest CT that nobody has, with nodules at known places.
     Phantom(cli::phantom::Arguments),
+    /// Lays a moving image over a fixed one.
+    Register(cli::register::Arguments),
     /// Sends images to a scanside, or to any other DICOM application.
     Send(cli::send::Arguments),
     /// Runs the box: studies in, reports out.
@@ -44,8 +48,10 @@ fn main() -> std::process::ExitCode {
         Command::Convert(arguments) => cli::convert::run(arguments),
         Command::Eval(arguments) => cli::eval::run(arguments),
         Command::Info(arguments) => cli::info::run(arguments),
+        Command::Mesh(arguments) => cli::mesh::run(arguments),
         Command::Model(arguments) => cli::model::run(arguments),
         Command::Phantom(arguments) => cli::phantom::run(arguments),
+        Command::Register(arguments) => cli::register::run(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
         Command::Serve(arguments) => cli::serve::run(arguments),
     };

@@ -1,7 +1,7 @@
 //! `scanside mesh`: the surface of a level or of labels.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -15,8 +15,9 @@ use scanside::imaging::render::{Renderer, View};
 use scanside::pool::Pool;
 use scanside::volume::Volume;
 
-use super::Failure;
+use super::{Failure, print, print_json};
 use super::open::open_volume;
+use super::output::{cores, write_file, write_through};
 
 /// Makes the surface where an image crosses a level, or round labels, in patient space (LPS, millimetres).
 ///
@@ -82,13 +83,13 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.decimate.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
         return Err(Failure::usage("--decimate: a share above 0 and at most 1"));
     }
-    let pool = Pool::new(arguments.threads.unwrap_or_else(super::cores));
-    let volume = open_volume(&arguments.input).map_err(Failure::impossible)?;
+    let pool = Pool::new(arguments.threads.unwrap_or_else(cores));
+    let volume = open_volume(&arguments.input)?;
     check_labels(&arguments, &volume)?;
     let source = Source::new(&volume, &arguments);
     let streamed = format == Format::Stl && arguments.smooth == 0 && arguments.decimate.is_none();
     let (measures, surface) = if streamed {
-        let measures = super::write_through(&arguments.out, |file| {
+        let measures = write_through(&arguments.out, |file| {
             let mut stl = StlWriter::new(BufWriter::with_capacity(1 << 20, file))?;
             let measures = source.extract(&pool, true, |vertices, triangles| stl.write(vertices, triangles))?;
             stl.finish()?;
@@ -99,7 +100,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut surface = Surface::default();
         let measures = source.collect(&pool, &mut surface).map_err(|e| named(&arguments.input, &e))?;
         let (measures, surface) = refine(&arguments, measures, surface)?;
-        super::write_through(&arguments.out, |file| {
+        write_through(&arguments.out, |file| {
             let out = BufWriter::with_capacity(1 << 20, file);
             match format {
                 Format::Stl => {
@@ -119,10 +120,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         let picture = draw(&arguments, &views, &source, &measures, surface.as_ref(), &pool)?;
         let mut png = Vec::new();
         picture.write_png(&mut png).map_err(Failure::impossible)?;
-        super::write_file(path, &png)?;
+        write_file(path, &png)?;
     }
-    tell(&arguments, &measures);
-    Ok(())
+    tell(&arguments, &measures)
 }
 
 /// The image as the march reads it.
@@ -294,24 +294,19 @@ fn draw(
     Ok(all)
 }
 
-fn tell(arguments: &Arguments, measures: &Measures) {
+fn tell(arguments: &Arguments, measures: &Measures) -> Result<(), Failure> {
     let Measures { vertices, triangles, area_mm2, volume_mm3, nan_voxels, least_lps_mm, greatest_lps_mm } = measures;
     if arguments.json {
-        let object = json!({
+        return print_json(&json!({
             "vertices": vertices, "triangles": triangles, "area_mm2": area_mm2, "volume_mm3": volume_mm3,
             "nan_voxels": nan_voxels, "least_lps_mm": least_lps_mm, "greatest_lps_mm": greatest_lps_mm,
             "level": arguments.level, "labels": arguments.labels, "capped": arguments.cap, "out": arguments.out,
-        });
-        println!("{object}");
-        return;
+        }));
     }
-    println!("{triangles} triangles, {vertices} vertices");
-    println!("area    {:.1} cm2", area_mm2 / 100.0);
-    println!("volume  {:.2} mL", volume_mm3 / 1000.0);
+    let mut text = format!("{triangles} triangles, {vertices} vertices\n");
+    text += &format!("area    {:.1} cm2\nvolume  {:.2} mL\n", area_mm2 / 100.0, volume_mm3 / 1000.0);
     if *nan_voxels > 0 {
-        println!("{nan_voxels} voxels are NaN; they count as outside");
+        text += &format!("{nan_voxels} voxels are NaN; they count as outside\n");
     }
-    println!("written {}", arguments.out.display());
-    let _ = io::stdout().flush();
+    print(&format!("{text}written {}\n", arguments.out.display()))
 }
-

@@ -10,9 +10,12 @@ pub mod config;
 pub mod convert;
 pub mod eval;
 pub mod info;
+pub mod mesh;
 pub mod model;
 pub mod open;
+pub mod output;
 pub mod phantom;
+pub mod register;
 pub mod send;
 pub mod serve;
 

@@ -15,8 +15,9 @@ use scanside::pool::Pool;
 use scanside::volume::{Rescale, Volume, Voxel};
 use scanside::{nifti, with_voxel_type};
 
-use super::Failure;
+use super::{Failure, print, print_json};
 use super::open::open_volume;
+use super::output::{cores, write_file};
 
 /// Finds how a moving image must be turned and shifted to lie on a fixed one, and writes it on the fixed grid.
 ///
@@ -145,9 +146,9 @@ enum InterpolationName {
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = settings(&arguments)?;
-    let pool = Pool::new(arguments.threads.unwrap_or_else(super::cores));
-    let fixed = open_volume(&arguments.fixed).map_err(Failure::impossible)?;
-    let moving = open_volume(&arguments.moving).map_err(Failure::impossible)?;
+    let pool = Pool::new(arguments.threads.unwrap_or_else(cores));
+    let fixed = open_volume(&arguments.fixed)?;
+    let moving = open_volume(&arguments.moving)?;
     let masks = [(&arguments.fixed_mask, &fixed), (&arguments.moving_mask, &moving)].map(|(path, of)| mask(path.as_deref(), of));
     let [fixed_mask, moving_mask] = masks;
     let (fixed_mask, moving_mask) = (fixed_mask?, moving_mask?);
@@ -188,7 +189,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let laid = laid.map_err(Failure::impossible)?;
     write_like(&arguments.out, &laid, &moving, grid.affine)?;
     if let Some(path) = &arguments.save_transform {
-        super::write_file(path, outcome.transform.to_tfm().as_bytes())?;
+        write_file(path, outcome.transform.to_tfm().as_bytes())?;
     }
     if let Some(path) = &arguments.plot {
         let values: Vec<f64> = outcome.history.iter().map(|p| p.metric).collect();
@@ -197,10 +198,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut png = Vec::new();
         let title = format!("{} over steps, less is better", metric_name(settings.metric));
         plot::curve(&title, "evaluation", &values, &marks).write_png(&mut png).map_err(Failure::impossible)?;
-        super::write_file(path, &png)?;
+        write_file(path, &png)?;
     }
-    tell(&arguments, &settings, &outcome);
-    Ok(())
+    tell(&arguments, &settings, &outcome)
 }
 
 fn settings(arguments: &Arguments) -> Result<Settings, Failure> {
@@ -259,7 +259,7 @@ fn read_transform(path: &Path) -> Result<Transform, Failure> {
 
 fn mask(path: Option<&Path>, of: &Volume) -> Result<Option<Array3<u8>>, Failure> {
     let Some(path) = path else { return Ok(None) };
-    let volume = open_volume(path).map_err(Failure::impossible)?;
+    let volume = open_volume(path)?;
     let (mine, theirs) = (volume.affine().to_row_major(), of.affine().to_row_major());
     if volume.shape() != of.shape() || mine.iter().zip(theirs).any(|(a, b)| (a - b).abs() > 1e-2) {
         return Err(Failure::impossible(format!("the mask {} is not on the grid of its image", path.display())));
@@ -286,10 +286,10 @@ fn metric_name(metric: Metric) -> &'static str {
     }
 }
 
-fn tell(arguments: &Arguments, settings: &Settings, outcome: &Outcome) {
+fn tell(arguments: &Arguments, settings: &Settings, outcome: &Outcome) -> Result<(), Failure> {
     let transform = &outcome.transform;
     if arguments.json {
-        let object = json!({
+        return print_json(&json!({
             "metric": metric_name(settings.metric),
             "final_metric": outcome.metric,
             "overlap": outcome.overlap,
@@ -302,18 +302,24 @@ fn tell(arguments: &Arguments, settings: &Settings, outcome: &Outcome) {
             "centre_lps_mm": transform.centre_lps_mm(),
             "matrix": transform.to_row_major(),
             "out": arguments.out,
-        });
-        println!("{object}");
-        return;
+        }));
     }
-    let shift = transform.apply(transform.centre_lps_mm());
-    let shift: Vec<f64> = shift.iter().zip(transform.centre_lps_mm()).map(|(a, b)| a - b).collect();
-    println!("metric      {} {:.6} (less is better), {:.1} % of the samples overlap", metric_name(settings.metric), outcome.metric, 100.0 * outcome.overlap);
-    println!("steps       {}, then {}; began at {}", outcome.iterations, outcome.stop.text(), outcome.start);
-    println!("shift       {:.3} {:.3} {:.3} mm (to the left, the back, the head) at the centre", shift[0], shift[1], shift[2]);
-    if transform.kind() == Kind::Rigid {
-        let degrees: Vec<f64> = transform.parameters()[..3].iter().map(|a| a.to_degrees()).collect();
-        println!("turn        {:.3} {:.3} {:.3} degrees about x, y, z", degrees[0], degrees[1], degrees[2]);
+    let centre = transform.centre_lps_mm();
+    let shift = scanside::geometry::sub(transform.apply(centre), centre);
+    let mut text = format!(
+        "metric      {} {:.6} (less is better), {:.1} % of the samples overlap\nsteps       {}, then {}; began at {}\n",
+        metric_name(settings.metric),
+        outcome.metric,
+        100.0 * outcome.overlap,
+        outcome.iterations,
+        outcome.stop.text(),
+        outcome.start
+    );
+    let [x, y, z] = shift;
+    text += &format!("shift       {x:.3} {y:.3} {z:.3} mm (to the left, the back, the head) at the centre\n");
+    if let (Kind::Rigid, [x, y, z, ..]) = (transform.kind(), transform.parameters()) {
+        let [x, y, z] = [x, y, z].map(|angle| angle.to_degrees());
+        text += &format!("turn        {x:.3} {y:.3} {z:.3} degrees about x, y, z\n");
     }
-    println!("written     {}", arguments.out.display());
+    print(&format!("{text}written     {}\n", arguments.out.display()))
 }

@@ -2,8 +2,10 @@
 
 use ndarray::ArrayView3;
 
+use super::RegistrationError;
 use crate::geometry::{Affine, Spacing};
-use crate::pool::{Fault, Pool};
+use crate::imaging::smooth::{self, Edge, SmoothError};
+use crate::pool::Pool;
 
 /// A contiguous copy of an image, in `f32`.
 #[derive(Debug, Clone)]
@@ -42,58 +44,21 @@ impl Plain {
     }
 
     /// Smoothed by a Gaussian of `sigma_mm` along each axis, the border value continued outside.
-    pub(super) fn smoothed(&self, sigma_mm: f64, pool: &Pool) -> Result<Self, Fault> {
+    pub(super) fn smoothed(&self, sigma_mm: f64, pool: &Pool) -> Result<Self, RegistrationError> {
         let mut out = self.clone();
-        if sigma_mm <= 0.0 {
-            return Ok(out);
-        }
-        let [nz, ny, nx] = self.shape;
-        let [sz, sy, sx] = self.affine.spacing().zyx_mm();
-        let kernels = [sz, sy, sx].map(|spacing| gaussian(sigma_mm / spacing));
-        pool.for_each_chunk(&mut out.voxels, ny * nx, |_, slice| {
-            let mut line = Vec::new();
-            slice.chunks_exact_mut(nx).for_each(|row| convolve(row, 0, 1, nx, &kernels[2], &mut line));
-            (0..nx).for_each(|i| convolve(slice, i, nx, ny, &kernels[1], &mut line));
-        })?;
-        if kernels[0].len() > 1 {
-            // Columns of voxels through the slices: one row of them at a time.
-            let source = &out.voxels;
-            let rows = pool.map(ny, |j| {
-                let mut row = vec![0.0; nz * nx];
-                let mut line = Vec::new();
-                for k in 0..nz {
-                    row[k * nx..(k + 1) * nx].copy_from_slice(&source[(k * ny + j) * nx..][..nx]);
-                }
-                (0..nx).for_each(|i| convolve(&mut row, i, nx, nz, &kernels[0], &mut line));
-                row
-            })?;
-            for (j, row) in rows.iter().enumerate() {
-                for k in 0..nz {
-                    out.voxels[(k * ny + j) * nx..][..nx].copy_from_slice(&row[k * nx..(k + 1) * nx]);
-                }
-            }
+        if sigma_mm > 0.0 {
+            let [z, y, x] = self.shape;
+            let view = ArrayView3::from_shape((z, y, x), &self.voxels).expect("the voxels fill the shape");
+            let sigma_voxel = self.affine.spacing().zyx_mm().map(|s| sigma_mm / s);
+            out.voxels = smooth::gaussian(view, sigma_voxel, Edge::Nearest, pool)
+                .map_err(|error| match error {
+                    SmoothError::Fault(fault) => fault.into(),
+                    _ => RegistrationError::Setting("smoothing is too wide for the voxels"),
+                })?
+                .into_iter()
+                .collect();
         }
         Ok(out)
-    }
-}
-
-/// Half of a normalised Gaussian, its middle first; out to four sigma.
-fn gaussian(sigma: f64) -> Vec<f32> {
-    let radius = (4.0 * sigma).ceil().min(256.0) as usize;
-    let half: Vec<f64> = (0..=radius).map(|n| (-0.5 * (n as f64 / sigma).powi(2)).exp()).collect();
-    let sum = half[0] + 2.0 * half[1..].iter().sum::<f64>();
-    half.iter().map(|w| (w / sum) as f32).collect()
-}
-
-/// Convolves `n` values, `stride` apart from `start` on.
-fn convolve(data: &mut [f32], start: usize, stride: usize, n: usize, half: &[f32], line: &mut Vec<f32>) {
-    let radius = half.len() - 1;
-    line.clear();
-    line.extend((0..n + 2 * radius).map(|m| data[start + stride * m.saturating_sub(radius).min(n - 1)]));
-    for m in 0..n {
-        let middle = m + radius;
-        let sides: f32 = (1..=radius).map(|r| half[r] * (line[middle - r] + line[middle + r])).sum();
-        data[start + stride * m] = half[0] * line[middle] + sides;
     }
 }
 

@@ -3,18 +3,24 @@ use ndarray::Array3;
 use super::*;
 use crate::geometry::{Spacing, norm};
 
-/// A head made of smooth blobs, in patient space; values of two contrasts.
+/// A head of ellipsoids with soft edges, in patient space; values of two contrasts.
 fn phantom(p: [f64; 3], contrast: usize) -> f32 {
-    const BLOBS: [([f64; 3], f64, [f64; 2]); 7] = [
-        ([0.0, 0.0, 0.0], 38.0, [300.0, 500.0]),
-        ([18.0, -14.0, 8.0], 13.0, [400.0, -300.0]),
-        ([-22.0, 9.0, -6.0], 11.0, [-250.0, 350.0]),
-        ([4.0, 24.0, 14.0], 9.0, [500.0, -200.0]),
-        ([-10.0, -22.0, -16.0], 10.0, [350.0, 250.0]),
-        ([15.0, 15.0, -20.0], 8.0, [-300.0, 400.0]),
-        ([-15.0, 2.0, 22.0], 9.0, [450.0, -350.0]),
+    const PARTS: [([f64; 3], [f64; 3], [f64; 2]); 8] = [
+        ([0.0, 0.0, 0.0], [42.0, 50.0, 38.0], [300.0, 500.0]),
+        ([0.0, 2.0, 0.0], [36.0, 43.0, 32.0], [400.0, -250.0]),
+        ([17.0, -14.0, 8.0], [13.0, 9.0, 10.0], [-500.0, 300.0]),
+        ([-20.0, 9.0, -6.0], [8.0, 14.0, 9.0], [-250.0, 350.0]),
+        ([4.0, 24.0, 12.0], [12.0, 8.0, 8.0], [300.0, -100.0]),
+        ([-10.0, -22.0, -14.0], [10.0, 10.0, 7.0], [350.0, 250.0]),
+        ([15.0, 12.0, -16.0], [8.0, 9.0, 9.0], [-300.0, 400.0]),
+        ([-13.0, 0.0, 20.0], [9.0, 11.0, 8.0], [450.0, -150.0]),
     ];
-    BLOBS.iter().map(|(c, r, v)| v[contrast] * (-0.5 * (norm(sub(p, *c)) / r).powi(4)).exp()).sum::<f64>() as f32
+    let part = |(c, r, v): &([f64; 3], [f64; 3], [f64; 2])| {
+        let far = norm(std::array::from_fn(|n| (p[n] - c[n]) / r[n]));
+        // An edge about 3 mm wide.
+        v[contrast] / (1.0 + ((far - 1.0) * r[2] / 0.8).min(50.0).exp())
+    };
+    PARTS.iter().map(part).sum::<f64>() as f32
 }
 
 fn grid(shape: [usize; 3], spacing: [f64; 3]) -> crate::geometry::Grid {
@@ -70,10 +76,12 @@ fn run(images: &[(Array3<f32>, Affine); 2], settings: &Settings, threads: usize)
 #[test]
 fn a_known_rigid_offset_is_recovered_between_two_contrasts() {
     let images = pair(&truth(), [0, 1]);
-    for sampling in [Sampling::All, Sampling::Regular { fraction: 0.3 }, Sampling::Random { fraction: 0.3, seed: 1 }] {
-        let outcome = run(&images, &Settings { sampling, ..Settings::default() }, 2).unwrap();
+    let metric = Metric::Mattes { bins: 32 };
+    for sampling in [Sampling::All, Sampling::Regular { fraction: 0.4 }, Sampling::Random { fraction: 0.4, seed: 1 }] {
+        let outcome = run(&images, &Settings { metric, sampling, ..Settings::default() }, 2).unwrap();
         let error = target_error(&outcome.transform, &truth());
-        assert!(error < 0.5, "{sampling:?}: {error} mm after {} steps", outcome.iterations);
+        // Half of a voxel, whose sides are 2, 2 and 4 mm.
+        assert!(error < 1.0, "{sampling:?}: {error} mm after {} steps", outcome.iterations);
     }
 }
 
@@ -91,10 +99,11 @@ fn every_metric_and_kind_finds_its_way_within_one_contrast() {
     for truth in [shift, truth(), similarity, affine] {
         let images = pair(&truth, [0, 0]);
         for metric in [Metric::Mattes { bins: 32 }, Metric::MeanSquares, Metric::Correlation] {
-            let settings = Settings { kind: truth.kind(), metric, steps: 150, ..Settings::default() };
+            let settings = Settings { kind: truth.kind(), metric, ..Settings::default() };
             let outcome = run(&images, &settings, 2).unwrap();
             let error = target_error(&outcome.transform, &truth);
-            assert!(error < 0.5, "{:?} {metric:?}: {error} mm, {:?}", truth.kind(), outcome.stop);
+            let limit = if matches!(metric, Metric::Mattes { .. }) { 1.0 } else { 0.5 };
+            assert!(error < limit, "{:?} {metric:?}: {error} mm, {:?}", truth.kind(), outcome.stop);
         }
     }
 }
@@ -106,7 +115,8 @@ fn plain_gradient_steps_get_there_too_only_later() {
     for optimiser in [regular, Optimiser::Descent { rate: 1.0 }] {
         let outcome = run(&images, &Settings { optimiser, ..Settings::default() }, 2).unwrap();
         let error = target_error(&outcome.transform, &truth());
-        assert!(error < 2.5, "{optimiser:?}: {error} mm");
+        let before = target_error(&Transform::identity(Kind::Rigid, [0.0; 3]), &truth());
+        assert!(error < 0.5 * before, "{optimiser:?}: {error} mm of {before}");
     }
 }
 
@@ -137,7 +147,8 @@ fn gradients_are_the_derivatives_of_the_values() {
                     comparison.evaluate(&here.with_parameters(p), false, &pool).unwrap().value
                 };
                 let numeric = (at(1.0) - at(-1.0)) / (2.0 * delta);
-                let tolerance = 0.02 * analytic[n].abs().max(numeric.abs()) + 2e-3 * largest;
+                // Differences straddle the creases of linear interpolation; the chain rule does not.
+                let tolerance = 0.02 * analytic[n].abs().max(numeric.abs()) + 1e-2 * largest;
                 assert!(
                     (numeric - analytic[n]).abs() < tolerance,
                     "{metric:?} {kind:?} parameter {n}: {numeric} by differences, {} by the chain rule", analytic[n]
@@ -231,35 +242,4 @@ fn resampling_through_the_transform_brings_the_moving_image_onto_the_fixed_one()
         [Interpolation::Nearest, Interpolation::Linear, Interpolation::Cubic].map(|i| error(i, &truth()));
     assert!(cubic < linear && linear < nearest && nearest < 30.0, "{cubic} {linear} {nearest}");
     assert!(error(Interpolation::Linear, &Transform::identity(Kind::Rigid, [0.0; 3])) > 5.0 * linear);
-}
-#[test]
-fn real() {
-    let read = |name: &str| {
-        let t: Vec<f64> = std::fs::read_to_string(format!("/tmp/reg/{name}.txt")).unwrap().split_whitespace().map(|v| v.parse().unwrap()).collect();
-        let b = std::fs::read(format!("/tmp/reg/{name}.f32")).unwrap();
-        let v: Vec<f32> = b.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
-        let a = |n: usize| [t[n], t[n+1], t[n+2]];
-        (Array3::from_shape_vec((t[0] as usize, t[1] as usize, t[2] as usize), v).unwrap(), Affine::new(a(3), a(6), a(9), a(12)).unwrap())
-    };
-    let images = [read("flair"), read("t1")];
-    let level = |shrink, sigma_mm| Level { shrink, sigma_mm };
-    let one = Settings { levels: vec![level(1, 0.0)], start: Start::Geometry, ..Settings::default() };
-    let gd = Settings { optimiser: Optimiser::Descent { rate: 1.0 }, ..one.clone() };
-    let rs = Settings { optimiser: Optimiser::RegularStep { first_step_mm: 0.0, least_step_mm: 0.005 }, ..one.clone() };
-    let f = as_image(&images[0]); let m = as_image(&images[1]);
-    let mut last: Option<Transform> = None;
-    for (name, s) in [("default", Settings::default()), ("gd", gd), ("rs", rs), ("qn", one.clone()), ("5%", Settings { sampling: Sampling::Random { fraction: 0.05, seed: 1 }, ..Settings::default() })] {
-        let t = std::time::Instant::now();
-        let o = register(&f, &m, &s, &Pool::new(1), |_| ()).unwrap();
-        println!("{name}: {:?} metric {} full {} its {} {:?} {} p {:?}", t.elapsed(), o.metric, compare(&f, &m, s.metric, &o.transform, &Pool::new(1)).unwrap(), o.iterations, o.stop, o.start, o.transform.parameters());
-        for h in o.history.iter().filter(|h| h.step % 5 == 0) { println!("    {} {} {:.6} {:.4} {:.3}", h.level, h.step, h.metric, h.step_mm, h.overlap); }
-        if let Some(l) = &last { println!("  differs {}", target_error(l, &o.transform)); }
-        last = Some(o.transform);
-    }
-    for n in ["all", "0.05", "all_pyr"] {
-        if let Ok(t) = std::fs::read_to_string(format!("/tmp/reg/sitk_{n}.tfm")) {
-            let t = Transform::from_tfm(&t).unwrap();
-            println!("sitk {n}: full {} differs {}", compare(&f, &m, one.metric, &t, &Pool::new(1)).unwrap(), target_error(last.as_ref().unwrap(), &t));
-        }
-    }
 }
