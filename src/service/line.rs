@@ -212,7 +212,10 @@ impl Line {
     /// A series of which nothing could be read grows nowhere; it ends here.
     fn close_unread(&mut self, now: Instant, over: impl Fn(&Members) -> bool) {
         let growing: Vec<Uid> = self.assembler.growing().map(|(series, _)| series.clone()).collect();
-        let closed = |series: &Uid, members: &Members| !growing.contains(series) && over(members);
+        // One that has just finished is not growing either: it is not ours to end, and its members are still needed.
+        let closed = |series: &Uid, members: &Members| {
+            !growing.contains(series) && members.unread.len() == members.instances.len() && over(members)
+        };
         let ending: Vec<Uid> = self.members.iter().filter(|(s, m)| closed(s, m)).map(|(s, _)| s.clone()).collect();
         for uid in ending {
             let Some(members) = self.members.remove(&uid) else { continue };
