@@ -7,9 +7,7 @@ use std::{env, fs, io};
 fn main() -> io::Result<()> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("models");
     println!("cargo::rerun-if-changed=build.rs");
-    if root.exists() {
-        println!("cargo::rerun-if-changed=models");
-    }
+    println!("cargo::rerun-if-changed=models");
     let mut code = String::from("static EMBEDDED: Embedded = &[\n");
     for package in sorted(&root)? {
         if !package.join("model.toml").is_file() {
