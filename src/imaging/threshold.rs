@@ -1,0 +1,142 @@
+//! Masks from values: a fixed range, or Otsu's threshold.
+
+use ndarray::{Array3, ArrayView3};
+
+use crate::pool::{Fault, Pool};
+
+/// Bins of the histogram of an image with fractions, as scikit-image's.
+pub const BINS: usize = 256;
+
+/// Integer images whose values span more than this get [`BINS`] bins too: one bin a value would cost too much memory.
+const INTEGER_SPAN_MAX: f64 = 1_048_576.0;
+
+/// An image that has no threshold.
+#[derive(Debug, thiserror::Error)]
+pub enum ThresholdError {
+    /// All voxels have one value.
+    #[error("every voxel is {0}: there are no two classes to separate")]
+    OneValue(f32),
+    /// No voxel has a value.
+    #[error("the image has no voxel that is a number")]
+    Empty,
+    /// Infinite voxels have no place in a histogram.
+    #[error("{0} voxels are infinite: replace them first")]
+    Infinite(usize),
+    /// A task panicked.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+/// 1 where `lower <= value <= upper`, 0 elsewhere and where the value is NaN.
+///
+/// # Errors
+/// A task's panic.
+pub fn between(values: ArrayView3<f32>, lower: f32, upper: f32, pool: &Pool) -> Result<Array3<u8>, Fault> {
+    mask(values, |v| v >= lower && v <= upper, pool)
+}
+
+/// 1 where `value > threshold`, 0 elsewhere and where the value is NaN.
+///
+/// # Errors
+/// A task's panic.
+pub fn above(values: ArrayView3<f32>, threshold: f64, pool: &Pool) -> Result<Array3<u8>, Fault> {
+    mask(values, |v| f64::from(v) > threshold, pool)
+}
+
+fn mask(values: ArrayView3<f32>, inside: impl Fn(f32) -> bool + Sync, pool: &Pool) -> Result<Array3<u8>, Fault> {
+    let mut out = Array3::zeros(values.dim());
+    let values = values.as_standard_layout();
+    let from = values.as_slice().expect("standard layout");
+    let chunk = 1 << 16;
+    pool.for_each_chunk(out.as_slice_mut().expect("made here"), chunk, |n, out| {
+        for (o, v) in out.iter_mut().zip(&from[n * chunk..]) {
+            *o = u8::from(inside(*v));
+        }
+    })?;
+    Ok(out)
+}
+
+/// The threshold that best separates two classes (Otsu 1979): values above it are the brighter class.
+///
+/// The value is that of `skimage.filters.threshold_otsu`: for whole numbers one bin a value, else [`BINS`] bins between
+/// the extremes, of which the centre is given. NaN voxels do not count.
+///
+/// # Errors
+/// [`ThresholdError`] for an image of one value, of none, or with infinities.
+pub fn otsu(values: ArrayView3<f32>) -> Result<f64, ThresholdError> {
+    let (mut low, mut high, mut whole, mut infinite) = (f32::INFINITY, f32::NEG_INFINITY, true, 0);
+    for v in values.iter().filter(|v| !v.is_nan()) {
+        low = low.min(*v);
+        high = high.max(*v);
+        whole &= v.fract() == 0.0;
+        infinite += usize::from(v.is_infinite());
+    }
+    if infinite > 0 {
+        return Err(ThresholdError::Infinite(infinite));
+    }
+    if low > high {
+        return Err(ThresholdError::Empty);
+    }
+    if low == high {
+        return Err(ThresholdError::OneValue(low));
+    }
+    let (low, high) = (f64::from(low), f64::from(high));
+    let whole = whole && high - low < INTEGER_SPAN_MAX;
+    let bins = if whole { (high - low) as usize + 1 } else { BINS };
+    let per_value = if whole { 1.0 } else { BINS as f64 / (high - low) };
+    let mut counts = vec![0u64; bins];
+    for v in values.iter().filter(|v| !v.is_nan()) {
+        counts[(((f64::from(*v) - low) * per_value) as usize).min(bins - 1)] += 1;
+    }
+    let centre = |n: usize| if whole { low + n as f64 } else { low + (n as f64 + 0.5) / per_value };
+
+    let total: u64 = counts.iter().sum();
+    let sum: f64 = counts.iter().enumerate().map(|(n, c)| *c as f64 * centre(n)).sum();
+    let (mut best, mut threshold) = (-1.0, low);
+    let (mut below, mut below_sum) = (0u64, 0.0);
+    for (n, count) in counts[..bins - 1].iter().enumerate() {
+        below += count;
+        below_sum += *count as f64 * centre(n);
+        let (a, b) = (below as f64, (total - below) as f64);
+        let between = a * b * (below_sum / a - (sum - below_sum) / b).powi(2);
+        if between > best {
+            (best, threshold) = (between, centre(n));
+        }
+    }
+    Ok(threshold)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn otsu_gives_scikit_images_value() {
+        let at = |k: usize, j: usize, i: usize| (k * 37 + j * 101 + i * 53) % 97;
+        // Whole numbers: numpy, v = (n % 97); v + 300 * (n > 60)
+        let whole = Array3::from_shape_fn((4, 20, 30), |(k, j, i)| {
+            let n = at(k, j, i);
+            (n + if n > 60 { 300 } else { 0 }) as f32 - 50.0
+        });
+        assert_eq!(otsu(whole.view()).unwrap(), 10.0);
+        let fractions = whole.mapv(|v| v * 0.37 + (v * v) * 1e-4);
+        let golden = 3.693_659_8;
+        assert!((otsu(fractions.view()).unwrap() - golden).abs() < 1e-4, "{}", otsu(fractions.view()).unwrap());
+    }
+
+    #[test]
+    fn ranges_are_inclusive_and_nan_is_outside() {
+        let pool = Pool::new(2);
+        let values = Array3::from_shape_vec((1, 1, 5), vec![0.9, 1.0, 2.0, 2.1, f32::NAN]).unwrap();
+        assert_eq!(between(values.view(), 1.0, 2.0, &pool).unwrap().into_raw_vec_and_offset().0, [0, 1, 1, 0, 0]);
+        assert_eq!(above(values.view(), 1.0, &pool).unwrap().into_raw_vec_and_offset().0, [0, 0, 1, 1, 0]);
+    }
+
+    #[test]
+    fn images_without_two_classes_are_refused() {
+        let of = |v: f32| Array3::from_elem((1, 2, 2), v);
+        assert!(matches!(otsu(of(3.0).view()), Err(ThresholdError::OneValue(3.0))));
+        assert!(matches!(otsu(of(f32::NAN).view()), Err(ThresholdError::Empty)));
+        assert!(matches!(otsu(of(f32::INFINITY).view()), Err(ThresholdError::Infinite(4))));
+    }
+}
