@@ -7,6 +7,7 @@ use crate::study::{Rejection, Uid};
 pub mod dicom;
 pub mod inbox;
 mod lobby;
+pub mod socket;
 pub mod spool;
 
 /// One instance as a door received it.
