@@ -8,6 +8,9 @@ pub mod journal;
 pub mod line;
 pub mod wire;
 
+#[cfg(test)]
+mod page_tests;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
