@@ -36,6 +36,10 @@ enum Command {
     Send(cli::send::Arguments),
     /// Runs the box: studies in, reports out.
     Serve(cli::serve::Arguments),
+    /// Asks a running service how it is.
+    Status(cli::status::Arguments),
+    /// Prints reports as they come, from the serial line or the local socket.
+    Watch(cli::watch::Arguments),
 }
 
 fn main() -> std::process::ExitCode {
@@ -54,6 +58,8 @@ fn main() -> std::process::ExitCode {
         Command::Register(arguments) => cli::register::run(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
         Command::Serve(arguments) => cli::serve::run(arguments),
+        Command::Status(arguments) => cli::status::run(arguments),
+        Command::Watch(arguments) => cli::watch::run(arguments),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -18,6 +18,8 @@ pub mod phantom;
 pub mod register;
 pub mod send;
 pub mod serve;
+pub mod status;
+pub mod watch;
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.
 #[derive(Debug)]

@@ -3,13 +3,14 @@
 use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use scanside::dicom::client::{NotSent, Peer, Sent, echo, find_files, send};
 use scanside::dicom::negotiation::AeTitle;
+use scanside::ingest::socket::{Pushed, push_files};
 
 use super::{Failure, print};
 
@@ -52,8 +53,11 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    if let (Some(socket), Some(path)) = (&arguments.socket, &arguments.path) {
+        return send_path(&Way::Socket(socket, arguments.attempts.into()), path, arguments.json);
+    }
     let Some(address) = &arguments.dicom else {
-        return Err(Failure::usage("sending over the local socket is not there yet: use --dicom"));
+        return Err(Failure::usage("one of --dicom and --socket is needed"));
     };
     let mut peer = Peer::new(resolve(address)?, arguments.aet.clone(), arguments.aec.clone());
     peer.attempts = arguments.attempts.into();
@@ -66,7 +70,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         });
     }
     match &arguments.path {
-        Some(path) => send_path(&peer, path, arguments.json),
+        Some(path) => send_path(&Way::Dicom(&peer), path, arguments.json),
         None => Ok(()),
     }
 }
@@ -76,7 +80,14 @@ fn resolve(address: &str) -> Result<SocketAddr, Failure> {
     found.into_iter().next().ok_or_else(|| Failure::usage(format!("--dicom {address}: no such host")))
 }
 
-fn send_path(peer: &Peer, path: &Path, as_json: bool) -> Result<(), Failure> {
+/// Where to.
+enum Way<'a> {
+    Dicom(&'a Peer),
+    /// The path, and how often a file is tried.
+    Socket(&'a Path, u32),
+}
+
+fn send_path(way: &Way<'_>, path: &Path, as_json: bool) -> Result<(), Failure> {
     if !path.exists() {
         return Err(Failure::usage(format!("{}: no such file or folder", path.display())));
     }
@@ -94,23 +105,46 @@ fn send_path(peer: &Peer, path: &Path, as_json: bool) -> Result<(), Failure> {
     };
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} files, {per_sec}, {msg}").expect("a fixed template"));
     let (begun, mut stored, mut bytes) = (Instant::now(), 0, 0);
-    let failed = send(peer, &files, &mut |sent| match sent {
-        Sent::Stored(_, size) => {
-            (stored, bytes) = (stored + 1, bytes + size);
-            bar.set_message(format!("{} MiB", bytes >> 20));
-            bar.inc(1);
+    let mut failed: Vec<(PathBuf, String)> = Vec::new();
+    let again = |why: &dyn std::fmt::Display, pause: Duration| {
+        bar.suspend(|| eprintln!("scanside: {why}; trying again in {:.1} s", pause.as_secs_f64()));
+    };
+    let mut has = |size| {
+        (stored, bytes) = (stored + 1, bytes + size);
+        bar.set_message(format!("{} MiB", bytes >> 20));
+        bar.inc(1);
+    };
+    match way {
+        Way::Dicom(peer) => {
+            let rest = send(peer, &files, &mut |sent| match sent {
+                Sent::Stored(_, size) => has(size),
+                Sent::Failed(..) => bar.inc(1),
+                Sent::Retry(why, pause) => again(why, pause),
+            });
+            failed.extend(rest.into_iter().map(|NotSent { path, why }| (path, why.to_string())));
         }
-        Sent::Failed(..) => bar.inc(1),
-        Sent::Retry(why, pause) => {
-            bar.suspend(|| eprintln!("scanside: {why}; trying again in {:.1} s", pause.as_secs_f64()));
+        Way::Socket(socket, attempts) => {
+            let paths: Vec<PathBuf> = files.iter().map(|(path, _)| path.clone()).collect();
+            let result = push_files(socket, &paths, *attempts, &mut |pushed| match pushed {
+                Pushed::Stored(_, size) => has(size),
+                Pushed::Failed(path, why) => failed.push((path.to_owned(), why)),
+                Pushed::Retry(why, pause) => again(why, pause),
+            });
+            if let Err(error) = result {
+                let told = stored + failed.len();
+                if told == paths.len() {
+                    eprintln!("scanside: everything is stored, but the service could not be told that this was all: {error}");
+                }
+                failed.extend(paths.into_iter().skip(told).map(|path| (path, error.to_string())));
+            }
         }
-    });
+    }
     bar.finish_and_clear();
-    for NotSent { path, why } in &failed {
+    for (path, why) in &failed {
         eprintln!("scanside: {}: {why}", path.display());
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let not_sent: Vec<_> = failed.iter().map(|f| json!({"path": f.path, "why": f.why.to_string()})).collect();
+    let not_sent: Vec<_> = failed.iter().map(|(path, why)| json!({"path": path, "why": why})).collect();
     print(&match as_json {
         true => format!("{}\n", json!({"sent": stored, "bytes": bytes, "seconds": seconds, "failed": not_sent})),
         false => format!("sent {stored} of {} files, {:.1} MB, in {seconds:.1} s\n", files.len(), bytes as f64 / 1e6),

@@ -30,6 +30,7 @@ use crate::infer::package::{Models, PackageError, Trust};
 use crate::ingest::Intake;
 use crate::ingest::dicom::{DicomConfig, DicomServer, DicomServerError};
 use crate::ingest::inbox::{InboxConfig, InboxError, InboxWatcher};
+use crate::ingest::socket::{Services, SocketConfig, SocketError, SocketServer};
 use crate::ingest::spool::{Spool, SpoolError, SpoolLimits};
 use crate::link::SerialPort;
 use crate::report::Device;
@@ -76,6 +77,9 @@ pub enum ServiceError {
     /// The inbox folder.
     #[error(transparent)]
     Inbox(#[from] InboxError),
+    /// The local socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The system has no thread, file or descriptor for us.
     #[error("cannot {doing}: {source}")]
     System {
@@ -96,6 +100,7 @@ pub struct Service {
     shared: Arc<Shared>,
     dicom: Option<DicomServer>,
     inbox: Option<InboxWatcher>,
+    socket: Option<SocketServer>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
     /// Keeps the line's channel open until the doors are closed.
     spool: Option<Arc<Spool>>,
@@ -173,7 +178,7 @@ impl Service {
             plan,
             settings,
         });
-        let mut service = Self { shared, dicom: None, inbox: None, threads: Vec::new(), spool: Some(Arc::clone(&spool)) };
+        let mut service = Self { shared, dicom: None, inbox: None, socket: None, threads: Vec::new(), spool: Some(Arc::clone(&spool)) };
         service.start_line(&spool, arrivals, &scratch)?;
         // Only now that the line reads: there may be more of them than the channel holds.
         let lost = crate::ingest::spool::Arrival::Lost(crate::ingest::SourceId::RECOVERED);
@@ -228,6 +233,7 @@ impl Service {
         if let Some(inbox) = self.inbox.take() {
             inbox.shutdown();
         }
+        drop(self.socket.take());
         self.spool = None;
         for (name, thread) in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -311,6 +317,23 @@ impl Service {
                 instance_bytes_max: (settings.instance_mib_max << 20) as usize,
             };
             self.inbox = Some(InboxWatcher::start(config, Arc::clone(spool) as Arc<dyn Intake>)?);
+        }
+        if let Some(path) = &self.shared.settings.socket.path {
+            let bytes_max = settings.instance_mib_max << 20;
+            let config = SocketConfig {
+                instance_bytes_max: bytes_max as usize,
+                receiving_bytes_max: bytes_max,
+                ..SocketConfig::new(path)
+            };
+            let shared = Arc::clone(&self.shared);
+            let services = Services {
+                intake: Arc::clone(spool) as Arc<dyn Intake>,
+                frames: None,
+                journal: Arc::clone(&self.shared.journal),
+                status: Arc::new(move || serde_json::json!(shared.status())),
+                device_name: self.shared.settings.device.name.clone(),
+            };
+            self.socket = Some(SocketServer::start(config, services)?);
         }
         Ok(())
     }
@@ -411,6 +434,9 @@ fn memory_plan(settings: &Settings, analyst: &Analyst) -> MemoryPlan {
     let mut plan = MemoryPlan::default();
     plan.add("process", PROCESS_BYTES);
     plan.add("receiving", RECEIVING_BYTES_MAX.max(settings.dicom.instance_mib_max << 20));
+    if settings.socket.path.is_some() {
+        plan.add("socket", settings.dicom.instance_mib_max << 20);
+    }
     // The line reads one instance and decodes one frame of it at a time.
     plan.add("assembling", 2 * (settings.dicom.instance_mib_max << 20));
     plan.add("networks", analyst.chest_ct().network_bytes() as u64);

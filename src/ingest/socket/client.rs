@@ -69,6 +69,73 @@ pub enum ClientError {
     },
 }
 
+/// What happened while files were handed in.
+#[derive(Debug)]
+pub enum Pushed<'a> {
+    /// The service has it on disk; so many bytes.
+    Stored(&'a Path, u64),
+    /// It has not, and will not.
+    Failed(&'a Path, String),
+    /// The service is away, or has no room now; it is tried again after the pause.
+    Retry(&'a ClientError, Duration),
+}
+
+/// Hands in DICOM files one after another. A service that goes away, or has no room for the moment, is tried up to
+/// `attempts` times for each file, ever more slowly.
+///
+/// # Errors
+/// The service is not there, or does not understand us: the files told about so far are all there is.
+pub fn push_files(socket: &Path, files: &[PathBuf], attempts: u32, tell: &mut dyn FnMut(Pushed<'_>)) -> Result<(), ClientError> {
+    let mut client = None;
+    for path in files {
+        let mut attempt = 1;
+        let failure = loop {
+            let error = match push_file(socket, &mut client, path) {
+                Ok(Ok(bytes)) => {
+                    tell(Pushed::Stored(path, bytes));
+                    break None;
+                }
+                Ok(Err(unreadable)) => break Some(unreadable.to_string()),
+                Err(error) => error,
+            };
+            match error {
+                ClientError::Refused { retry: false, text, .. } => break Some(text),
+                ClientError::Protocol { .. } => return Err(error),
+                ClientError::Refused { .. } | ClientError::Lost { .. } if attempt >= attempts => return Err(error),
+                ClientError::Lost { .. } => client = None,
+                ClientError::Refused { .. } => {}
+            }
+            let pause = Duration::from_millis(200 << attempt.min(5));
+            tell(Pushed::Retry(&error, pause));
+            std::thread::sleep(pause);
+            attempt += 1;
+        };
+        if let Some(why) = failure {
+            tell(Pushed::Failed(path, why));
+        }
+    }
+    match client {
+        Some(mut client) => client.released(),
+        None => Ok(()),
+    }
+}
+
+fn push_file(socket: &Path, client: &mut Option<Client>, path: &Path) -> Result<io::Result<u64>, ClientError> {
+    let client = match client {
+        Some(client) => client,
+        None => client.insert(Client::connect(socket, "scanside send")?),
+    };
+    let bytes_max = client.hello().instance_bytes_max as u64;
+    let file = std::fs::metadata(path).and_then(|metadata| match metadata.len() {
+        bytes if bytes > bytes_max => Err(io::Error::other(format!("{bytes} bytes, more than the service takes ({bytes_max})"))),
+        _ => std::fs::read(path),
+    });
+    match file {
+        Ok(file) => client.push(&file, None).map(|_| Ok(file.len() as u64)),
+        Err(error) => Ok(Err(error)),
+    }
+}
+
 /// A connection to a service.
 #[derive(Debug)]
 pub struct Client {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::SourceId;
 use crate::study::{Rejection, Uid};
 
-pub use client::{Client, ClientError, Hello};
+pub use client::{Client, ClientError, Hello, Pushed, push_files};
 pub use server::{Services, SocketConfig, SocketError, SocketServer};
 
 /// The version both sides must speak.

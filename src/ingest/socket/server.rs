@@ -307,7 +307,7 @@ struct Connection {
     /// Instances, or frames, came since the last `released`.
     open_work: bool,
     frames: bool,
-    subscription: Option<Arc<Subscription>>,
+    subscription: Option<(Arc<Subscription>, JoinHandle<()>)>,
 }
 
 /// What the two threads of a subscriber share.
@@ -366,10 +366,11 @@ impl Connection {
         if let (true, Some(sink)) = (self.frames, &self.shared.services.frames) {
             sink.finished(self.source);
         }
-        if let Some(subscription) = &self.subscription {
-            subscription.end();
-        }
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        if let Some((subscription, thread)) = self.subscription.take() {
+            subscription.end();
+            let _ = thread.join();
+        }
     }
 
     /// Reads one request and answers it.
@@ -486,11 +487,11 @@ impl Connection {
             over: AtomicBool::new(false),
         });
         self.reply(&Reply::Subscribed { after }, &[])?;
-        self.subscription = Some(Arc::clone(&subscription));
+        let feeding = Arc::clone(&subscription);
         let (stream, writing, shared) = (Arc::clone(&self.stream), Arc::clone(&self.writing), Arc::clone(&self.shared));
         let who = self.who.clone();
-        std::thread::Builder::new().name("scanside-reports".into()).spawn(move || {
-            let result = subscription.feed(&shared, after, |sequence, json| {
+        let thread = std::thread::Builder::new().name("scanside-reports".into()).spawn(move || {
+            let result = feeding.feed(&shared, after, |sequence, json| {
                 let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
                 write_frame(&mut &*stream, &Reply::Report { sequence }, json)
             });
@@ -500,11 +501,12 @@ impl Connection {
                 let _ = stream.shutdown(std::net::Shutdown::Both);
             }
         })?;
+        self.subscription = Some((subscription, thread));
         Ok(())
     }
 
     fn acknowledge(&self, sequence: u64) -> Reply {
-        let Some(subscription) = &self.subscription else {
+        let Some((subscription, _)) = &self.subscription else {
             return refused("not_subscribed", "subscribe before acknowledging", false);
         };
         let Some(receiver) = &subscription.receiver else {

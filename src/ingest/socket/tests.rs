@@ -303,7 +303,7 @@ fn frame(header: &str, body: &[u8]) -> Vec<u8> {
 fn hostile_bytes_get_an_answer_and_do_no_harm() {
     let served = Served::start();
     let hello = frame(r#"{"type":"hello","protocol":1,"client":"x"}"#, b"");
-    let mut connect = |bytes: &[u8]| {
+    let connect = |bytes: &[u8]| {
         let begin = Instant::now();
         loop {
             let answer = answer_to(&served, bytes);
