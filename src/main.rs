@@ -16,6 +16,8 @@ struct Arguments {
 enum Command {
     /// Analyses a study that lies in a folder or a file.
     Analyze(cli::analyze::Arguments),
+    /// Shows the appliance at work on a phantom, against the truth.
+    Demo(cli::demo::Arguments),
     /// Shows what a configuration file comes to.
     Config(cli::config::Arguments),
     /// Converts between DICOM series, NIfTI and NRRD.
@@ -32,6 +34,8 @@ enum Command {
     Phantom(cli::phantom::Arguments),
     /// Lays a moving image over a fixed one.
     Register(cli::register::Arguments),
+    /// Checks the box with the built-in phantom through the whole path.
+    Selftest(cli::demo::SelftestArguments),
     /// Sends images to a scanside, or to any other DICOM application.
     Send(cli::send::Arguments),
     /// Runs the box: studies in, reports out.
@@ -48,6 +52,8 @@ fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Analyze(arguments) => cli::analyze::run(arguments),
+        Command::Demo(arguments) => cli::demo::run(arguments),
+        Command::Selftest(arguments) => cli::demo::selftest(arguments),
         Command::Config(arguments) => cli::config::run(arguments),
         Command::Convert(arguments) => cli::convert::run(arguments),
         Command::Eval(arguments) => cli::eval::run(arguments),

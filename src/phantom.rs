@@ -5,6 +5,8 @@
 //! of the options and its number, so a phantom of 2,000 slices needs the memory of one. Shapes are built from signed
 //! distances in patient millimetres; an edge is as wide as a scanner blurs it.
 
+mod series;
+
 use libm::sin;
 use serde::{Deserialize, Serialize};
 

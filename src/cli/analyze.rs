@@ -16,7 +16,7 @@ use scanside::service::analysis::{Analysed, Analyst, Unread};
 use scanside::study::{Modality, Rejection, RejectionCode, Uid};
 use scanside::volume::{Rescale, Volume, VoxelType};
 
-use super::{Failure, Steps};
+use super::{Failure, Scratch, Steps};
 
 /// Analyses a study and writes DIR/findings.json (schema scanside.report/1) and the label maps as .nii.gz.
 ///
@@ -58,7 +58,7 @@ struct Found {
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let path = &arguments.path;
     let meta = std::fs::metadata(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
-    let scratch = tempdir()?;
+    let scratch = Scratch::new()?;
     let found = if meta.is_file() && is_nifti(path) {
         from_nifti(path)?
     } else {
@@ -293,26 +293,4 @@ pub fn table(report: &Report) -> String {
         );
     }
     text
-}
-
-/// A folder of our own that goes when it is dropped.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn tempdir() -> Result<Scratch, Failure> {
-    let base = std::env::temp_dir();
-    for n in 0..1000 {
-        let folder = base.join(format!("scanside-{}-{n}", std::process::id()));
-        match std::fs::create_dir(&folder) {
-            Ok(()) => return Ok(Scratch(folder)),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(cannot_write(&folder, &error)),
-        }
-    }
-    Err(Failure::Impossible(format!("no free name in {}", base.display())))
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 pub mod analyze;
 pub mod config;
+pub mod demo;
 pub mod convert;
 pub mod eval;
 pub mod info;
@@ -121,4 +122,29 @@ pub fn files_below(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// A folder of our own that goes when it is dropped.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    /// A new folder among the system's temporary ones.
+    pub fn new() -> Result<Self, Failure> {
+        let base = std::env::temp_dir();
+        for n in 0..1000 {
+            let folder = base.join(format!("scanside-{}-{n}", std::process::id()));
+            match std::fs::create_dir(&folder) {
+                Ok(()) => return Ok(Self(folder)),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Failure::Impossible(format!("cannot make {}: {error}", folder.display()))),
+            }
+        }
+        Err(Failure::Impossible(format!("no free name in {}", base.display())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Failure, Steps, print, print_json};
 
-/// Draws a chest CT with nodules at known places: DIR/phantom.nii.gz and DIR/truth.json.
+/// Draws a chest CT with nodules at known places: DIR/phantom.nii.gz or DIR/dicom/, and DIR/truth.json.
 ///
 /// The same options and seed give the same voxels on every machine. Nodules are asked for as KIND:DIAMETER, kinds being
 /// solid, ground-glass, juxtapleural (on the chest wall) and diaphragm.
@@ -62,6 +62,8 @@ pub struct Arguments {
 enum Format {
     /// One phantom.nii.gz.
     Nifti,
+    /// A DICOM series, one file a slice, in DIR/dicom.
+    Dicom,
 }
 
 fn nodule(text: &str) -> Result<NoduleWish, String> {
@@ -97,6 +99,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     match arguments.format {
         Format::Nifti => write_nifti(&phantom, &arguments.out.join("phantom.nii.gz"), &Pool::new(threads))?,
+        Format::Dicom => write_dicom(&phantom, &arguments.out.join("dicom"), &Pool::new(threads))?,
     }
     let truth = json!({ "seed": arguments.seed, "nodules": phantom.truth() });
     let path = arguments.out.join("truth.json");
@@ -117,6 +120,17 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         );
     }
     print(&text)
+}
+
+fn write_dicom(phantom: &Phantom, folder: &std::path::Path, pool: &Pool) -> Result<(), Failure> {
+    let cannot = |e: std::io::Error| Failure::Impossible(format!("cannot write to {}: {e}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(cannot)?;
+    let series = phantom.series("");
+    let written = pool.map(phantom.grid().shape[0], |k| {
+        let file = phantom.image(&series, k).map_err(Failure::impossible)?;
+        std::fs::write(folder.join(format!("{:04}.dcm", k + 1)), file).map_err(cannot)
+    });
+    written.map_err(Failure::impossible)?.into_iter().collect()
 }
 
 fn write_nifti(phantom: &Phantom, path: &std::path::Path, pool: &Pool) -> Result<(), Failure> {

@@ -233,7 +233,7 @@ impl Service {
         if let Some(inbox) = self.inbox.take() {
             inbox.shutdown();
         }
-        drop(self.socket.take());
+        self.socket = None;
         self.spool = None;
         for (name, thread) in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -433,12 +433,18 @@ const EXAM_BYTES: u64 = 192 << 20;
 fn memory_plan(settings: &Settings, analyst: &Analyst) -> MemoryPlan {
     let mut plan = MemoryPlan::default();
     plan.add("process", PROCESS_BYTES);
-    plan.add("receiving", RECEIVING_BYTES_MAX.max(settings.dicom.instance_mib_max << 20));
+    let instance_bytes = settings.dicom.instance_mib_max << 20;
+    if settings.dicom.listen.is_some() {
+        plan.add("receiving DICOM", RECEIVING_BYTES_MAX.max(instance_bytes));
+    }
     if settings.socket.path.is_some() {
-        plan.add("socket", settings.dicom.instance_mib_max << 20);
+        plan.add("receiving on the socket", instance_bytes);
+    }
+    if settings.inbox.path.is_some() {
+        plan.add("reading the inbox", instance_bytes);
     }
     // The line reads one instance and decodes one frame of it at a time.
-    plan.add("assembling", 2 * (settings.dicom.instance_mib_max << 20));
+    plan.add("assembling", 2 * instance_bytes);
     plan.add("networks", analyst.chest_ct().network_bytes() as u64);
     plan.add("exam", EXAM_BYTES);
     plan
