@@ -118,16 +118,16 @@ fn whole_way(
     let begun = Instant::now();
     let stop = AtomicBool::new(false);
     let arrived = Mutex::new(Vec::new());
+    let came = |link, report: Report| {
+        let after = begun.elapsed();
+        show(link, after, &report, phantom.truth());
+        let mut arrived = arrived.lock().unwrap_or_else(|e| e.into_inner());
+        arrived.push(Arrived { link, after, report });
+        if arrived.len() == 2 {
+            stop.store(true, Ordering::SeqCst);
+        }
+    };
     let sent = std::thread::scope(|scope| {
-        let came = |link, report: Report| {
-            let after = begun.elapsed();
-            show(link, after, &report, phantom.truth());
-            let mut arrived = arrived.lock().unwrap_or_else(|e| e.into_inner());
-            arrived.push(Arrived { link, after, report });
-            if arrived.len() == 2 {
-                stop.store(true, Ordering::SeqCst);
-            }
-        };
         let (stop, serial_came, socket_came) = (&stop, &came, &came);
         let mut near = Some(pty);
         let serial = scope.spawn(move || {
