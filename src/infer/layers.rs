@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
 use super::kernels::graph::{Graph, Kind, Quant, Requant, Shape, View, Window};
-use super::lower::Island;
+use super::lower::{Handed, Island};
 use super::onnx::{self, label};
 
 /// Why a node is not in an island.
@@ -160,6 +160,18 @@ impl<'g> Builder<'g> {
         self.graph.inputs.push(extent);
         self.inputs.push((name.into(), shape.to_vec()));
         self.values.insert(name.into(), Value::Input(self.inputs.len() - 1));
+    }
+
+    /// A quantized tensor that another island hands over: its bytes are floats on the way, and its scale is told by
+    /// whoever reads it.
+    pub(crate) fn add_byte_input(&mut self, name: &str, handed: &Handed) {
+        self.add_input(name, &handed.shape);
+        if let Some(Value::Input(input)) = self.values.get(name).cloned() {
+            let quant = Quant { scale: 1.0, zero: if handed.signed { 128 } else { 0 }, signed: handed.signed };
+            let shape = self.graph.inputs[input];
+            let view = self.graph.push(name, Kind::Quantize { input }, vec![], shape, quant);
+            self.values.insert(name.into(), Value::Bytes(Known { view, rank: handed.shape.len() }));
+        }
     }
 
     /// Adds a node of the network.
@@ -973,11 +985,16 @@ impl<'g> Builder<'g> {
         Ok(Value::Bytes(Known { view, rank }))
     }
 
-    /// Hands a tensor out of the island, as floats.
+    /// Hands a tensor out of the island, as floats: of what its bytes mean, or of the bytes themselves, which is told.
     ///
     /// # Errors
     /// The nodes that must stay outside, because the tensor has no quantization here.
-    pub(crate) fn add_output(&mut self, name: &str, read_outside: bool) -> Result<(), Vec<(usize, String)>> {
+    pub(crate) fn add_output(
+        &mut self,
+        name: &str,
+        reads_bytes: bool,
+    ) -> Result<Option<Handed>, Vec<(usize, String)>> {
+        let mut handed = None;
         let made = self.producer[name];
         let only = |reason: &str| vec![(made, reason.to_owned())];
         let (view, rank, table, softmax) = match self.values.get(name).cloned() {
@@ -985,8 +1002,9 @@ impl<'g> Builder<'g> {
                 let quant = view.quant;
                 (view, rank, std::array::from_fn(|byte| quant.real(byte as u8)), false)
             }
-            Some(Value::Bytes(Known { view, rank })) if !read_outside => {
+            Some(Value::Bytes(Known { view, rank })) if !reads_bytes => {
                 let offset = view.quant.offset();
+                handed = Some(view.quant.signed);
                 (view, rank, std::array::from_fn(|byte| (byte as i32 - offset) as f32), false)
             }
             Some(Value::Bytes(_)) => return Err(only("its bytes are read by an operator that has no layer")),
@@ -1016,10 +1034,10 @@ impl<'g> Builder<'g> {
             4 => vec![batch, shape.c, shape.h, shape.w],
             _ => vec![batch, shape.c, shape.d, shape.h, shape.w],
         };
-        self.outputs.push((name.into(), dims));
+        self.outputs.push((name.into(), dims.clone()));
         let kind = Kind::Dequantize { output, table: Arc::new(table), softmax };
         self.graph.layers.push(super::kernels::graph::Layer { name: name.into(), kind, inputs: vec![view], output: None });
-        Ok(())
+        Ok(handed.map(|signed| Handed { shape: dims, signed }))
     }
 
     /// The island, if it is worth having: pairs of quantizing and dequantizing alone are left to tract.

@@ -32,6 +32,12 @@ pub(crate) struct Lowered {
     pub kept: Vec<(String, String)>,
 }
 
+/// A quantized tensor that one island hands to another, as floats of its bytes.
+pub(crate) struct Handed {
+    pub shape: Vec<usize>,
+    pub signed: bool,
+}
+
 /// The operator name of an island in the graph that tract sees.
 pub(crate) const ISLAND_OPERATOR: &str = "ScansideIsland";
 
@@ -52,8 +58,9 @@ pub(crate) fn lower(
     let islands = loop {
         let mut built = Vec::new();
         let mut failed = Vec::new();
+        let mut handed = HashMap::new();
         for members in network.partition(&candidate) {
-            match network.build(&members, shape) {
+            match network.build(&members, &candidate, shape, &mut handed) {
                 Ok(island) => built.push((members, island)),
                 Err(reasons) => failed.extend(reasons),
             }
@@ -151,7 +158,9 @@ impl<'g> Nodes<'g> {
     fn build(
         &self,
         members: &[usize],
+        candidate: &[bool],
         shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+        handed: &mut HashMap<String, Handed>,
     ) -> Result<Island, Vec<(usize, String)>> {
         let inside: HashSet<usize> = members.iter().copied().collect();
         let mut builder = Builder::new(self.graph, &self.constants, &self.producer);
@@ -160,7 +169,12 @@ impl<'g> Nodes<'g> {
             for input in self.graph.node[*n].input.iter().filter(|name| !name.is_empty()) {
                 let made = self.producer.get(input.as_str());
                 let outside = made.is_none_or(|p| !inside.contains(p) && !self.frozen[*p]);
-                if outside && !self.constants.contains_key(input) && !builder.has(input) {
+                if !outside || self.constants.contains_key(input) || builder.has(input) {
+                    continue;
+                }
+                if let Some(handed) = handed.get(input.as_str()) {
+                    builder.add_byte_input(input, handed);
+                } else {
                     let is_float = made.is_some() || self.is_float_input(input);
                     if let Some(shape) = shape(input).filter(|_| is_float) {
                         builder.add_input(input, &shape);
@@ -179,10 +193,17 @@ impl<'g> Nodes<'g> {
         for n in members {
             for output in self.graph.node[*n].output.iter().filter(|name| !name.is_empty()) {
                 let readers = self.consumers.get(output.as_str()).map_or(&[][..], Vec::as_slice);
-                let read = readers.iter().any(|reader| !inside.contains(reader));
+                let outside: Vec<_> = readers.iter().filter(|reader| !inside.contains(reader)).collect();
                 let asked = self.outputs.contains(output.as_str());
-                if (read || asked) && let Err(reason) = builder.add_output(output, read) {
-                    failed.extend(reason);
+                if outside.is_empty() && !asked {
+                    continue;
+                }
+                // Bytes may go to another island, or out of the network, but not to tract.
+                let reads_bytes = outside.iter().any(|reader| !candidate[**reader]) || (asked && !outside.is_empty());
+                match builder.add_output(output, reads_bytes) {
+                    Ok(Some(bytes)) => drop(handed.insert(output.clone(), bytes)),
+                    Ok(None) => {}
+                    Err(reasons) => failed.extend(reasons),
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 mod board;
 mod cross;
+mod kernels;
 mod tidy;
 
 use std::path::PathBuf;
@@ -18,6 +19,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measures.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Shows what a board file comes to.
     Board {
         #[command(subcommand)]
@@ -36,6 +42,19 @@ enum Task {
 }
 
 #[derive(Subcommand)]
+enum Bench {
+    /// Quantized networks, against ONNX Runtime and stock tract (Python with onnx and onnxruntime: $SCANSIDE_PYTHON, or one
+    /// that is made below target/).
+    Kernels {
+        /// Runs of each network in each engine, in turn.
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+        /// Networks of xtask/python/networks.py; all of the table if none is named.
+        names: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
 enum BoardAction {
     /// Prints a board with everything it inherits.
     Print {
@@ -51,6 +70,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
+        Task::Bench { what: Bench::Kernels { rounds, names } } => kernels::bench(&root(), rounds, &names),
         Task::Board { action } => board_task(action),
         Task::Cross { board } => cross::cross(&root(), &board),
         Task::Setup => cross::setup(),

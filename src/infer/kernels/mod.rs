@@ -111,3 +111,6 @@ pub fn integer_peak(kernel: Kernel) -> f64 {
     });
     best.fold(0.0, f64::max)
 }
+
+#[cfg(test)]
+mod tests;
