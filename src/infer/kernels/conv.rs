@@ -7,13 +7,17 @@
 use super::Kernel;
 use super::graph::{Requant, Shape, Window};
 use super::memory::Pointers;
+use super::pack::{Packed, Step};
 use super::simple::Source;
 
 /// What a row kernel computes: `pixels` neighbouring outputs of up to 8 or 16 channels.
 pub(super) struct RowJob {
-    /// Input of the first pixel; step `s` reads four bytes at `offsets[s]` from it.
+    /// Input of the first pixel; step `s` reads four bytes at `offsets[quads + s]` from it.
     pub base: *const u8,
     pub offsets: *const u32,
+    /// Runs of sixteen bytes before the steps, each with an offset and four steps' weights (aarch64 only).
+    #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
+    pub quads: usize,
     pub steps: usize,
     /// Steps whose 16-bit products may be summed before they are widened (AVX2 only).
     pub group: usize,
@@ -49,6 +53,7 @@ struct Block {
     channel_offset: usize,
     /// Which voxel of the block a transposed convolution makes.
     tap: [usize; 3],
+    quads: usize,
     steps: usize,
     group: usize,
     weights: usize,
@@ -90,15 +95,6 @@ struct Depthwise {
     /// `[tap][channel]`.
     weights: Vec<i16>,
     taps: usize,
-}
-
-/// A step of the inner loop before it is packed.
-#[derive(Clone)]
-struct Step {
-    plane: usize,
-    at: usize,
-    /// `[lane][4]`.
-    weights: Vec<[i8; 4]>,
 }
 
 /// What a convolution is made of.
@@ -243,34 +239,34 @@ impl Conv {
         let sums: Vec<i64> = (0..lanes)
             .map(|lane| steps.iter().flat_map(|step| step.weights[lane]).map(i64::from).sum())
             .collect();
-        let (steps, group) = if self.kernel == Kernel::Avx2 { without_saturation(steps) } else { (steps, 1) };
+        let Packed { offsets, quads, steps, group, weights } = self.kernel.pack(steps);
         let block = Block {
             first,
             lanes,
             wide,
             channel_offset,
             tap,
-            steps: steps.len(),
+            quads,
+            steps,
             group,
             weights: self.weights.len(),
             parameters: self.bias.len(),
             offsets: self.offsets.len(),
         };
-        for step in &steps {
-            self.weights.extend(step.weights.iter().flatten());
-        }
+        self.weights.extend(weights);
+        let added = i64::from(self.kernel.added_to_activations());
         for lane in 0..width {
             let channel = first + lane.min(lanes - 1);
             let sum = sums[lane.min(lanes - 1)];
-            let bias = i64::from(recipe.bias[channel]) - i64::from(self.input_zero) * sum;
+            let bias = i64::from(recipe.bias[channel]) - (i64::from(self.input_zero) + added) * sum;
             self.bias.push(i32::try_from(bias).expect("the lowering checked the range of every sum"));
             self.scale.push(recipe.requant.scale[channel]);
         }
         // The plane of tap `kd` moves through the ring: one table for each place the ring can be at.
         for residue in 0..self.planes {
-            for step in &steps {
-                let slot = (residue + step.plane * self.window.dilation[0]) % self.planes;
-                let offset = slot * self.plane_bytes + step.at;
+            for (plane, at) in &offsets {
+                let slot = (residue + plane * self.window.dilation[0]) % self.planes;
+                let offset = slot * self.plane_bytes + at;
                 self.offsets.push(u32::try_from(offset).expect("a ring is far below 4 GiB"));
             }
         }
@@ -306,7 +302,7 @@ impl Conv {
             return "depthwise".into();
         }
         let group = self.blocks.iter().map(|block| block.group).min().unwrap_or(1);
-        let sums = if self.kernel == Kernel::Avx2 { format!(" x{group}") } else { String::new() };
+        let sums = if group > 1 { format!(" x{group}") } else { String::new() };
         format!("{}{sums}{}", self.kernel.name(), if self.direct { " direct" } else { "" })
     }
 
@@ -454,7 +450,8 @@ impl Conv {
         unsafe {
             let job = RowJob {
                 base: base.add(block.channel_offset),
-                offsets: self.offsets.as_ptr().add(block.offsets + residue * block.steps),
+                offsets: self.offsets.as_ptr().add(block.offsets + residue * (block.quads + block.steps)),
+                quads: block.quads,
                 steps: block.steps,
                 group: block.group,
                 weights: self.weights.as_ptr().add(block.weights),
@@ -523,75 +520,4 @@ pub(super) fn requantize(sum: i32, scale: f32, low: f32, high: f32, zero: i32) -
 pub(super) fn round(real: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     (real + MAGIC) - MAGIC
-}
-
-/// Arranges steps so that `vpmaddubsw` and following 16-bit additions cannot saturate, whatever the activations are.
-///
-/// Each 16-bit lane sums products of two neighbouring weights with bytes of 0 to 255, over a group of steps. If the positive
-/// weights of a lane sum to at most 128 and the negative ones to at least -128, every partial sum fits. Steps are put into
-/// groups first-fit under that bound; a step that breaks it alone is split into two of half the weights.
-fn without_saturation(steps: Vec<Step>) -> (Vec<Step>, usize) {
-    const BOUND: i32 = 128;
-    let halves = |step: &Step, second: bool| {
-        let mut half = step.clone();
-        for weight in half.weights.iter_mut().flatten() {
-            *weight = if second { *weight - *weight / 2 } else { *weight / 2 };
-        }
-        half
-    };
-    let load = |step: &Step| -> Vec<(i32, i32)> {
-        let pairs = step.weights.iter().flat_map(|w| [[w[0], w[1]], [w[2], w[3]]]);
-        pairs
-            .map(|pair| {
-                let [a, b] = pair.map(i32::from);
-                (a.max(0) + b.max(0), -(a.min(0) + b.min(0)))
-            })
-            .collect()
-    };
-    let mut safe = Vec::with_capacity(steps.len());
-    for step in steps {
-        if load(&step).iter().all(|(above, below)| *above <= BOUND && *below <= BOUND) {
-            safe.push(step);
-        } else {
-            safe.extend([halves(&step, false), halves(&step, true)]);
-        }
-    }
-    let loads: Vec<_> = safe.iter().map(load).collect();
-    let arrange = |size: usize| {
-        let mut groups: Vec<(Vec<usize>, Vec<(i32, i32)>)> = Vec::new();
-        for (index, load) in loads.iter().enumerate() {
-            let fits = |group: &&mut (Vec<usize>, Vec<(i32, i32)>)| {
-                group.0.len() < size
-                    && group.1.iter().zip(load).all(|(sum, add)| sum.0 + add.0 <= BOUND && sum.1 + add.1 <= BOUND)
-            };
-            match groups.iter_mut().find(fits) {
-                Some(group) => {
-                    group.0.push(index);
-                    for (sum, add) in group.1.iter_mut().zip(load) {
-                        *sum = (sum.0 + add.0, sum.1 + add.1);
-                    }
-                }
-                None => groups.push((vec![index], load.clone())),
-            }
-        }
-        groups
-    };
-    // A group of n steps costs n multiplications, and one more to widen its sum.
-    let best = [4, 3, 2, 1].into_iter().map(|size| (size, arrange(size))).min_by_key(|(size, groups)| groups.len() * (size + 1));
-    let (size, groups) = best.expect("four sizes were tried");
-    let mut arranged = Vec::with_capacity(groups.len() * size);
-    for (members, _) in groups {
-        let first = members[0];
-        for n in 0..size {
-            arranged.push(match members.get(n) {
-                Some(index) => safe[*index].clone(),
-                None => {
-                    let mut empty = safe[first].clone();
-                    empty.weights.fill([0; 4]);
-                    empty
-                }
-            });
-        }
-    }
-    (arranged, size)
 }

@@ -10,10 +10,13 @@ pub mod graph;
 
 mod conv;
 mod memory;
+mod pack;
 mod plan;
 mod portable;
 mod simple;
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -32,6 +35,12 @@ pub enum Kernel {
     Avx2,
     /// x86-64 with AVX-512 VNNI: `vpdpbusd`.
     Vnni,
+    /// aarch64: SMULL and SMLAL into 16 bits, under a proof that no sum overflows.
+    Neon,
+    /// aarch64 with dot products (ARMv8.2).
+    Sdot,
+    /// aarch64 with matrix products of bytes (ARMv8.6): USMMLA.
+    I8mm,
 }
 
 impl Kernel {
@@ -41,6 +50,9 @@ impl Kernel {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Vnni => "vnni",
+            Self::Neon => "neon",
+            Self::Sdot => "sdot",
+            Self::I8mm => "i8mm",
         }
     }
 
@@ -54,6 +66,16 @@ impl Kernel {
             }
             if x86_64::has_vnni() {
                 kernels.push(Self::Vnni);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            kernels.push(Self::Neon);
+            if aarch64::has_sdot() {
+                kernels.push(Self::Sdot);
+            }
+            if aarch64::has_i8mm() {
+                kernels.push(Self::I8mm);
             }
         }
         kernels
@@ -82,6 +104,18 @@ impl Kernel {
             (Self::Vnni, 16) => x86_64::row_vnni_16,
             #[cfg(target_arch = "x86_64")]
             (Self::Vnni, _) => x86_64::row_vnni_8,
+            #[cfg(target_arch = "aarch64")]
+            (Self::Neon, 16) => aarch64::row_neon_16,
+            #[cfg(target_arch = "aarch64")]
+            (Self::Neon, _) => aarch64::row_neon_8,
+            #[cfg(target_arch = "aarch64")]
+            (Self::Sdot, 16) => aarch64::row_sdot_16,
+            #[cfg(target_arch = "aarch64")]
+            (Self::Sdot, _) => aarch64::row_sdot_8,
+            #[cfg(target_arch = "aarch64")]
+            (Self::I8mm, 16) => aarch64::row_i8mm_16,
+            #[cfg(target_arch = "aarch64")]
+            (Self::I8mm, _) => aarch64::row_i8mm_8,
             (_, 16) => portable::row::<16>,
             _ => portable::row::<8>,
         }
@@ -105,6 +139,9 @@ pub fn integer_peak(kernel: Kernel) -> f64 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kernel::Avx2 => unsafe { x86_64::peak_avx2(ROUNDS) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kernel::Sdot | Kernel::I8mm => unsafe { aarch64::peak_sdot(ROUNDS) },
             _ => portable::peak(ROUNDS),
         };
         each as f64 * ROUNDS as f64 / (cpu() - start).max(1e-9) / 1e9

@@ -1,0 +1,299 @@
+//! Row kernels for aarch64.
+//!
+//! SDOT and SMULL multiply signed bytes with signed ones, so activations lose 128 on the way into a register, and the
+//! packing adds 128 times the weights to the bias. USMMLA and USDOT take them as they are. The instructions of `dotprod` and
+//! `i8mm` have no stable intrinsics, hence the assembly, one instruction at a time.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::conv::RowJob;
+
+pub(super) fn has_sdot() -> bool {
+    std::arch::is_aarch64_feature_detected!("dotprod")
+}
+
+pub(super) fn has_i8mm() -> bool {
+    has_sdot() && std::arch::is_aarch64_feature_detected!("i8mm")
+}
+
+/// A row kernel: tiles of `$most` pixels, then smaller ones.
+macro_rules! row {
+    ($name:ident, $vectors:literal, $tile:ident, $features:literal, $most:literal, [$($size:literal),*]) => {
+        /// # Safety
+        /// The processor's features; the job's pointers are valid (see [`RowJob`]).
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(job: &RowJob) {
+            // SAFETY: the caller's promise; tiles stay within the row.
+            unsafe {
+                let mut done = 0;
+                while job.pixels - done >= $most {
+                    $tile::<$most, $vectors>(job, done);
+                    done += $most;
+                }
+                $(while job.pixels - done >= $size {
+                    $tile::<$size, $vectors>(job, done);
+                    done += $size;
+                })*
+            }
+        }
+    };
+}
+
+row!(row_sdot_16, 4, tile_sdot, "neon,dotprod", 4, [2, 1]);
+row!(row_sdot_8, 2, tile_sdot, "neon,dotprod", 8, [4, 2, 1]);
+row!(row_i8mm_16, 4, tile_i8mm, "neon,dotprod,i8mm", 4, [2, 1]);
+row!(row_i8mm_8, 2, tile_i8mm, "neon,dotprod,i8mm", 8, [4, 2, 1]);
+
+/// # Safety
+/// As [`row_sdot_16`]; the steps were arranged so that no 16-bit sum overflows.
+pub(super) unsafe fn row_neon_16(job: &RowJob) {
+    // SAFETY: the caller's promise.
+    unsafe { neon::<4>(job) }
+}
+
+/// # Safety
+/// As [`row_neon_16`].
+pub(super) unsafe fn row_neon_8(job: &RowJob) {
+    // SAFETY: the caller's promise.
+    unsafe { neon::<2>(job) }
+}
+
+#[inline(always)]
+unsafe fn neon<const V: usize>(job: &RowJob) {
+    // SAFETY: as the caller's; tiles stay within the row.
+    unsafe {
+        let mut done = 0;
+        while job.pixels - done >= 2 {
+            match job.group {
+                6 => tile_neon::<2, V, 6>(job, done),
+                4 => tile_neon::<2, V, 4>(job, done),
+                3 => tile_neon::<2, V, 3>(job, done),
+                2 => tile_neon::<2, V, 2>(job, done),
+                _ => tile_neon::<2, V, 1>(job, done),
+            }
+            done += 2;
+        }
+        if done < job.pixels {
+            match job.group {
+                6 => tile_neon::<1, V, 6>(job, done),
+                4 => tile_neon::<1, V, 4>(job, done),
+                3 => tile_neon::<1, V, 3>(job, done),
+                2 => tile_neon::<1, V, 2>(job, done),
+                _ => tile_neon::<1, V, 1>(job, done),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn biases<const V: usize>(job: &RowJob) -> [int32x4_t; V] {
+    // SAFETY: the job has a bias for each lane.
+    std::array::from_fn(|v| unsafe { vld1q_s32(job.bias.add(4 * v)) })
+}
+
+/// Sums to bytes, and the bytes to their places.
+#[inline(always)]
+unsafe fn finish<const V: usize>(job: &RowJob, pixel: usize, sums: &[int32x4_t; V]) {
+    // SAFETY: NEON is always there; the job has a scale for each lane and room for its channels at each pixel.
+    unsafe {
+        let (low, high) = (vdupq_n_f32(job.low), vdupq_n_f32(job.high));
+        let zero = vdupq_n_s32(job.zero);
+        let whole: [int16x4_t; V] = std::array::from_fn(|v| {
+            let real = vmulq_f32(vcvtq_f32_s32(sums[v]), vld1q_f32(job.scale.add(4 * v)));
+            let real = vminq_f32(vmaxq_f32(real, low), high);
+            vqmovn_s32(vaddq_s32(vcvtnq_s32_f32(real), zero))
+        });
+        let out = job.out.add(pixel * job.out_pixel);
+        for half in 0..V / 2 {
+            let bytes = vqmovun_s16(vcombine_s16(whole[2 * half], whole[2 * half + 1]));
+            let lanes = job.lanes.saturating_sub(8 * half).min(8);
+            if lanes == 8 {
+                vst1_u8(out.add(8 * half), bytes);
+            } else {
+                let mut narrow = [0u8; 8];
+                vst1_u8(narrow.as_mut_ptr(), bytes);
+                for (lane, byte) in narrow.iter().take(lanes).enumerate() {
+                    out.add(8 * half + lane).write(*byte);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn word(at: *const u8) -> u32 {
+    // SAFETY: the caller gives four readable bytes.
+    unsafe { at.cast::<u32>().read_unaligned() }
+}
+
+macro_rules! sdot {
+    ($sum:expr, $weights:expr, $x:expr, $lane:literal) => {
+        asm!(concat!("sdot {s:v}.4s, {w:v}.16b, {x:v}.4b[", $lane, "]"), s = inout(vreg) $sum, w = in(vreg) $weights,
+             x = in(vreg) $x, options(pure, nomem, nostack, preserves_flags))
+    };
+}
+
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn tile_sdot<const T: usize, const V: usize>(job: &RowJob, first: usize) {
+    // SAFETY: the job's pointers; a quad reads sixteen bytes of one run of taps.
+    unsafe {
+        let base = job.base.add(first * job.pixel);
+        let flip = vdupq_n_u8(0x80);
+        let mut sums = [biases::<V>(job); T];
+        let mut weights = job.weights;
+        for quad in 0..job.quads {
+            let at = base.add(*job.offsets.add(quad) as usize);
+            let x: [uint8x16_t; T] = std::array::from_fn(|t| veorq_u8(vld1q_u8(at.add(t * job.pixel)), flip));
+            macro_rules! quarter {
+                ($lane:literal) => {
+                    for v in 0..V {
+                        let w = vld1q_s8(weights);
+                        weights = weights.add(16);
+                        for t in 0..T {
+                            sdot!(sums[t][v], w, x[t], $lane);
+                        }
+                    }
+                };
+            }
+            quarter!("0");
+            quarter!("1");
+            quarter!("2");
+            quarter!("3");
+        }
+        for step in 0..job.steps {
+            let at = base.add(*job.offsets.add(job.quads + step) as usize);
+            let x: [uint8x16_t; T] =
+                std::array::from_fn(|t| veorq_u8(vreinterpretq_u8_u32(vdupq_n_u32(word(at.add(t * job.pixel)))), flip));
+            for v in 0..V {
+                let w = vld1q_s8(weights);
+                weights = weights.add(16);
+                for t in 0..T {
+                    sdot!(sums[t][v], w, x[t], "0");
+                }
+            }
+        }
+        for (t, sums) in sums.iter().enumerate() {
+            finish(job, first + t, sums);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn tile_i8mm<const T: usize, const V: usize>(job: &RowJob, first: usize) {
+    // SAFETY: the job's pointers; a quad reads sixteen bytes of one run of taps.
+    unsafe {
+        let base = job.base.add(first * job.pixel);
+        let mut sums = [biases::<V>(job); T];
+        let mut weights = job.weights;
+        // Two pixels by two channels in each register: [pair of pixels][vector of four channels][half of it].
+        let pairs = T.div_ceil(2);
+        let mut squares = [[[vdupq_n_s32(0); 2]; V]; T];
+        for quad in 0..job.quads {
+            let at = base.add(*job.offsets.add(quad) as usize);
+            for half in 0..2 {
+                let x: [uint8x16_t; T] = std::array::from_fn(|pair| {
+                    let (a, b) = ((2 * pair).min(T - 1), (2 * pair + 1).min(T - 1));
+                    let load = |t: usize| vld1_u8(at.add(t * job.pixel + 8 * half));
+                    vcombine_u8(load(a), load(b))
+                });
+                for v in 0..V {
+                    for o in 0..2 {
+                        let w = vld1q_s8(weights);
+                        weights = weights.add(16);
+                        for pair in 0..pairs {
+                            asm!("usmmla {s:v}.4s, {x:v}.16b, {w:v}.16b", s = inout(vreg) squares[pair][v][o],
+                                 x = in(vreg) x[pair], w = in(vreg) w, options(pure, nomem, nostack, preserves_flags));
+                        }
+                    }
+                }
+            }
+        }
+        for (t, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                let [a, b] = squares[t / 2][v].map(|square| vreinterpretq_s64_s32(square));
+                let four = if t % 2 == 0 { vzip1q_s64(a, b) } else { vzip2q_s64(a, b) };
+                *sum = vaddq_s32(*sum, vreinterpretq_s32_s64(four));
+            }
+        }
+        for step in 0..job.steps {
+            let at = base.add(*job.offsets.add(job.quads + step) as usize);
+            let x: [uint32x4_t; T] = std::array::from_fn(|t| vdupq_n_u32(word(at.add(t * job.pixel))));
+            for v in 0..V {
+                let w = vld1q_s8(weights);
+                weights = weights.add(16);
+                for t in 0..T {
+                    asm!("usdot {s:v}.4s, {x:v}.16b, {w:v}.16b", s = inout(vreg) sums[t][v], x = in(vreg) x[t],
+                         w = in(vreg) w, options(pure, nomem, nostack, preserves_flags));
+                }
+            }
+        }
+        for (t, sums) in sums.iter().enumerate() {
+            finish(job, first + t, sums);
+        }
+    }
+}
+
+/// Without dot products: bytes multiply into 16 bits, a group of steps is summed there, and pairs are widened.
+#[inline(always)]
+unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob, first: usize) {
+    // SAFETY: the job's pointers; NEON is always there.
+    unsafe {
+        let base = job.base.add(first * job.pixel);
+        let flip = vdup_n_u8(0x80);
+        // Each register holds two channels, each as two sums of pairs.
+        let mut sums = [[[vdupq_n_s32(0); 2]; V]; T];
+        let mut weights = job.weights;
+        for group in 0..job.steps / G {
+            let at: [*const u8; G] = std::array::from_fn(|g| base.add(*job.offsets.add(group * G + g) as usize));
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let mut products = [[vdupq_n_s16(0); 2]; V];
+                for (g, at) in at.iter().enumerate() {
+                    let x = veor_u8(vreinterpret_u8_u32(vdup_n_u32(word(at.add(t * job.pixel)))), flip);
+                    let x = vreinterpret_s8_u8(x);
+                    for (v, product) in products.iter_mut().enumerate() {
+                        let w = vld1q_s8(weights.add((g * V + v) * 16));
+                        if g == 0 {
+                            *product = [vmull_s8(x, vget_low_s8(w)), vmull_s8(x, vget_high_s8(w))];
+                        } else {
+                            product[0] = vmlal_s8(product[0], x, vget_low_s8(w));
+                            product[1] = vmlal_s8(product[1], x, vget_high_s8(w));
+                        }
+                    }
+                }
+                for (sum, product) in sums.iter_mut().zip(products) {
+                    *sum = [vpadalq_s16(sum[0], product[0]), vpadalq_s16(sum[1], product[1])];
+                }
+            }
+            weights = weights.add(G * V * 16);
+        }
+        let bias = biases::<V>(job);
+        for (t, sums) in sums.iter().enumerate() {
+            let whole: [int32x4_t; V] = std::array::from_fn(|v| vaddq_s32(bias[v], vpaddq_s32(sums[v][0], sums[v][1])));
+            finish(job, first + t, &whole);
+        }
+    }
+}
+
+/// Multiply-adds of one round of a loop of SDOT alone, on ten independent sums.
+///
+/// # Safety
+/// Dot products.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn peak_sdot(rounds: usize) -> usize {
+    // SAFETY: registers only.
+    unsafe {
+        let mut sums = [vdupq_n_s32(1); 10];
+        let (mut x, w) = (vdupq_n_s8(3), vdupq_n_s8(5));
+        for _ in 0..rounds {
+            x = std::hint::black_box(x);
+            for sum in &mut sums {
+                sdot!(*sum, w, x, "0");
+            }
+        }
+        std::hint::black_box(sums);
+    }
+    10 * 16
+}
