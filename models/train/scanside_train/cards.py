@@ -29,9 +29,10 @@ Right and left lung in chest CT, slice by slice at 3 mm, for cropping, gating an
   trained with mirrored slices and exchanged labels, so a mirrored heart does not exchange the lungs.
 - A 2-D U-Net of four poolings, 0.144 GMAC a slice, int8 (QDQ, opset 13).
 
-## How an exam uses it
+## The reference way to use it
 
-Exactly `scanside_train/lungs.py`: `network_planes`, `to_full_grid`, `refine`.
+`scanside_train/lungs.py`: `network_planes`, `to_full_grid`, `refine`; the figures below are of these. The box's exam resamples alike
+and has its own refinement from the network's probabilities.
 
 1. Slices: every `max(1, floor(2.5 / dz + 0.5))`-th from slice 0, and the last.
 2. In plane: a box mean of `max(1, floor(3 / spacing + 0.5))` pixels each way (edge pixels repeated; an even box reaches one
@@ -73,9 +74,9 @@ Candidates for lung nodules and masses in chest CT, in 3-D, on a pyramid of two 
 - The fine level answers for 3 to 32 mm, the coarse one for 8 to 90 mm (its finds below 10 mm are dropped).
 - int8 (QDQ, opset 13), 1.02 GMAC a tile of 64, 3.9 kMAC a voxel.
 
-## How an exam uses it
+## The reference way to use it
 
-Exactly `scanside_train/detect.py`. Resample by a box mean of `max(1, floor(target / spacing + 0.5))` voxels along each axis
+`scanside_train/detect.py`; the figures below are of it. Resample by a box mean of `max(1, floor(target / spacing + 0.5))` voxels along each axis
 and linear sampling, centre on centre. Tiles with a halo of 8 whose inner 48 cover the bounding box of the gate; tiles whose
 inner part holds no gate voxel are skipped. A candidate is a cell of the inner part no lower than its 26 neighbours and above
 `candidate_logit_min`, whose decoded centre lies in the gate. Then over both levels: strongest first, a candidate within half the
@@ -97,6 +98,29 @@ kernels, noise, calibration and inspiration are imitated.
 
 Six adult patients make the background, so vessels and scars of other lungs may be taken for nodules: use the second stage
 (`nodule-class`). Inserted nodules are not found ones: figures on them flatter. Below 4 mm nothing is promised.
+
+{ATTRIBUTION}
+{NOT_A_DEVICE}"""
+
+
+def nodule_class(results, candidates, nodules, features):
+    return f"""# nodule-class
+
+A random forest that says how likely a candidate of `nodule-detect` is a nodule, from {len(features)} named features that the exam
+measures at full resolution (schema `scanside.forest/1`, evaluated in Rust; the same numbers as scikit-learn).
+
+Features: {", ".join(features)}.
+
+Trained on {candidates} candidates, {nodules} of them nodules (inserted ones and the annotated lesions), in synthetic scans made from the
+training cases of nodule-detect: `scanside model features` computes what it learns from, so it sees what the box sees.
+
+## Measured
+
+{_results(results)}
+## Limits
+
+Its nodules are mostly inserted ones in six patients' lungs, and its other candidates come from lungs the detector was trained on, where
+the detector errs less than elsewhere. It says nothing about malignancy.
 
 {ATTRIBUTION}
 {NOT_A_DEVICE}"""

@@ -38,6 +38,9 @@ class Lung:
     slice_mm: float
     cropped: bool
 
+    def __post_init__(self):
+        self.both = torch.stack([self.hu, self.depth])[None]
+
 
 def isotropic(hu, spacing, target_mm, order=1):
     """Resample [k, j, i] to cubes of `target_mm`, centre on centre, with a box mean over each axis that is shrunk: width
@@ -88,13 +91,16 @@ def view(lung, size, centre, rng, strength=1.0):
     zoom = math.exp(rng.uniform(-0.2, 0.15) * strength)
     flip = rng.choice([-1, 1], 3) if strength else np.ones(3)
     matrix = turn @ np.diag(flip * zoom)  # patch offset (z, y, x) -> volume offset
-    axis = np.arange(size) - (size - 1) / 2
-    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1) @ matrix.T + np.asarray(centre)
     shape = np.array(lung.hu.shape)
-    unit = torch.from_numpy(((2 * grid + 1) / shape - 1)[..., ::-1].astype(np.float32).copy())[None]
-    sample = lambda volume: functional.grid_sample(volume[None, None], unit, padding_mode="border", align_corners=False)[0, 0]
-    hu, depth = sample(lung.hu).numpy(), sample(lung.depth).numpy() / zoom
-    known = np.all((grid > -1) & (grid < shape), -1)
+    # torch's grid is (x, y, z) in -1..1 at the outer faces of the voxels.
+    order = [2, 1, 0]
+    theta = np.empty((1, 3, 4), np.float32)
+    theta[0, :, :3] = (matrix * (size / shape)[:, None])[order][:, order]
+    theta[0, :, 3] = ((2 * np.asarray(centre) + 1) / shape - 1)[order]
+    unit = functional.affine_grid(torch.from_numpy(theta), (1, 1, size, size, size), align_corners=False)
+    both = functional.grid_sample(lung.both, unit, padding_mode="border", align_corners=False)[0].numpy()
+    hu, depth = both[0], both[1] / zoom
+    known = (unit[0].abs() < 1).all(-1).numpy()
     if not lung.cropped:
         hu[~known] = -1000
     lesions = []

@@ -1,0 +1,149 @@
+"""Claims about the training code that need no data: python -m unittest discover -s tests"""
+
+import math
+import tempfile
+import unittest
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+
+from scanside_train import detect, export, froc, lungs, nets, nodules, patches, readers, train_nodules
+
+
+def volume(path, shape=(8, 9, 10), affine=None, value=1.0):
+    nibabel.save(nibabel.Nifti1Image(np.full(shape, value, np.float32), np.eye(4) if affine is None else affine), path)
+
+
+class BadData(unittest.TestCase):
+    def test_a_brats_patient_with_a_missing_or_mismatched_or_empty_file_is_named_and_skipped(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            root = Path(scratch)
+            for patient in ("good", "missing", "mismatched", "empty"):
+                (root / patient).mkdir()
+                for kind in ("flair", "t1", "t1ce", "t2", "seg"):
+                    volume(root / patient / f"{patient}_{kind}.nii.gz")
+            (root / "missing/missing_t2.nii.gz").unlink()
+            volume(root / "mismatched/mismatched_seg.nii.gz", (4, 4, 4))
+            volume(root / "empty/empty_seg.nii.gz", value=0.0)
+            skipped = readers.Skipped()
+            self.assertEqual([c.name for c in readers.brats(root, skipped)], ["good"])
+            self.assertEqual(len(skipped.reasons), 3)
+            self.assertTrue(all(any(r.startswith(n) for r in skipped.reasons) for n in ("missing", "mismatched", "empty")))
+
+    def test_files_that_are_no_images_are_refused_by_name(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            bad = Path(scratch) / "bad.nii"
+            bad.write_bytes(b"no image at all")
+            with self.assertRaisesRegex(readers.BadData, "bad.nii"):
+                readers.nifti(bad)
+            with self.assertRaisesRegex(readers.BadData, "0 readable slices"):
+                readers.dicom_series(scratch)
+
+    def test_oblique_volumes_are_refused(self):
+        turn = np.eye(4)
+        c, s = math.cos(0.3), math.sin(0.3)
+        turn[:2, :2] = [[c, -s], [s, c]]
+        with tempfile.TemporaryDirectory() as scratch:
+            volume(Path(scratch) / "tilted.nii", affine=turn)
+            with self.assertRaisesRegex(readers.BadData, "oblique"):
+                readers.nifti(Path(scratch) / "tilted.nii")
+
+
+class Sides(unittest.TestCase):
+    def test_every_orientation_is_read_into_the_same_patient_order(self):
+        data = np.zeros((6, 5, 4), np.float32)
+        data[5, 0, 3] = 7  # RAS: the patient's right is index 0, so this is left, back, head
+        image = nibabel.Nifti1Image(data, np.diag([1.0, 2.0, 3.0, 1.0]))
+        for code in ("RAS", "LPS", "ASR", "ILP"):
+            turned = image.as_reoriented(nibabel.orientations.ornt_transform(
+                nibabel.io_orientation(image.affine), nibabel.orientations.axcodes2ornt(code)))
+            with tempfile.TemporaryDirectory() as scratch:
+                nibabel.save(turned, Path(scratch) / "a.nii")
+                case = readers.nifti(Path(scratch) / "a.nii")
+            k, j, i = np.argwhere(case.hu == 7)[0]
+            # towards the head: last slice; towards the back: last row; RAS index 5 is the patient's right: first column
+            self.assertEqual((k, j, i), (3, 4, 0), code)
+            self.assertEqual(case.spacing, (3.0, 2.0, 1.0))
+
+    def test_lungs_keep_their_side_and_a_tumour_inside(self):
+        z, y, x = np.mgrid[:12, :200, :240] * 1.5
+        hu = np.where(((x - 180) / 160) ** 2 + ((y - 150) / 120) ** 2 < 1, 30.0, -1000.0)
+        for cx in (110, 250):
+            hu[((x - cx) / 45) ** 2 + ((y - 150) / 70) ** 2 < 1] = -850
+        hu[(x - 110) ** 2 + (y - 150) ** 2 < 100] = 20
+        labels = lungs.threshold_baseline(hu, (25.0, 1.5, 1.5))
+        self.assertEqual(labels[6, 100, 60], lungs.RIGHT)
+        self.assertEqual(labels[6, 100, 170], lungs.LEFT)
+        labels[((x - 110) ** 2 + (y - 150) ** 2 < 150)] = lungs.RIGHT  # a network knows a tumour in a lung
+        refined = lungs.refine(labels, hu, (25.0, 1.5, 1.5))
+        self.assertEqual(refined[6, 100, 73], lungs.RIGHT)
+
+
+class Targets(unittest.TestCase):
+    def test_a_target_decodes_to_the_nodule_it_was_made_from(self):
+        for factor in patches.FACTORS:
+            lesion = (20.3, 33.8, 41.1, 12.0 * factor)
+            heat, weight, box, mask = patches.targets([lesion], [], 64, factor)
+            cell = np.unravel_index(int(heat.argmax()), heat.shape)
+            at = [2 * c + 0.5 + box[(n, *cell)] / patches.SPACING_MM for n, c in enumerate(cell)]
+            self.assertTrue(np.allclose(at, lesion[:3], atol=1e-3))
+            self.assertAlmostEqual(math.exp(box[(3, *cell)]) * factor, lesion[3], places=3)
+
+    def test_a_mirrored_batch_is_the_batch_of_the_mirrored_patch(self):
+        lesion, mirror = (20.3, 33.8, 41.1, 9.0), (20.3, 63 - 33.8, 41.1, 9.0)
+        pack = lambda l: [torch.from_numpy(v)[None] for v in
+                          (np.zeros((1, 64, 64, 64), np.float32), *patches.targets([l], [], 64, 1.0))]
+        got = train_nodules.mirrored(pack(lesion), [1])
+        for a, b in zip(got, pack(mirror)):
+            self.assertTrue(torch.allclose(a, b, atol=1e-4))
+
+    def test_an_inserted_nodule_has_its_size_and_place(self):
+        grid = np.mgrid[-20:21, -20:21, -20:21] * nodules.GRID_MM
+        shape = nodules.Shape(6.0 - np.sqrt((grid ** 2).sum(0)).astype(np.float32), 12.0, 5)
+
+        class One:
+            def draw(self, *_):
+                return shape
+
+        hu = np.full((40, 40, 40), -850, np.float32)
+        made = nodules.insert(hu, (1.5,) * 3, (20.3, 19.6, 21.2), 10.0, One(), np.random.default_rng(1), kind="solid", noise_hu=1.0)
+        inside = hu > -450
+        self.assertTrue(np.allclose(np.argwhere(inside).mean(0), made.centre, atol=0.3))
+        self.assertLess(abs(np.cbrt(6 * inside.sum() * 1.5 ** 3 / math.pi) / 10.0 - 1), 0.1)
+
+
+class Measure(unittest.TestCase):
+    def test_froc_counts_a_second_hit_neither_way(self):
+        truth = [(0, 0, 0, 10), (50, 0, 0, 10)]
+        found = [(1, 0, 0, 9, 0.9), (2, 0, 0, 9, 0.8), (5.5, 0, 0, 9, 0.7), (50, 4, 0, 9, 0.2)]
+        best, false = froc.match(truth, found)
+        self.assertEqual((best, false), ([0.9, 0.2], [0.7]))
+        points, cpm, found_at_all = froc.curve([(best, false)])
+        self.assertEqual((points[0.125], points[1.0], found_at_all), (0.5, 1.0, 1.0))
+
+    def test_the_onnx_file_says_what_pytorch_says(self):
+        for spec, shape in ((nets.lung_net(), (1, 1, 32, 32)), (nets.nodule_net(), (1, 1, 16, 16, 16))):
+            network = nets.Network(spec).eval()
+            x = np.random.default_rng(0).random(shape, np.float32)
+            with tempfile.TemporaryDirectory() as scratch:
+                export.float_onnx(network, shape, Path(scratch) / "net.onnx")
+                got = list(export.run(Path(scratch) / "net.onnx", [x]).values())
+            with torch.no_grad():
+                want = network(torch.from_numpy(x))
+            for a, b in zip(got, want if isinstance(want, tuple) else (want,)):
+                self.assertLess(float(np.abs(a - b.numpy()).max()), 1e-4)
+
+    def test_tiles_cover_the_gate_once(self):
+        inside = np.zeros((90, 70, 130), bool)
+        inside[7:80, 5:60, 3:128] = True
+        count = np.zeros(inside.shape, int)
+        for origin in detect.tiles(inside):
+            cut = tuple(slice(max(0, o + 8), o + 56) for o in origin)
+            count[cut] += 1
+        self.assertTrue((count[inside] == 1).all())
+
+
+if __name__ == "__main__":
+    unittest.main()
