@@ -234,7 +234,7 @@ impl VolumeWriter {
         let map = mapped.inspect_err(|_| {
             let _ = std::fs::remove_file(path);
         })?;
-        let voxels = Store::Map(Arc::new(MapStore { map, at: 0, written: written_flags(grid.shape[0]) }));
+        let voxels = Store::Map(Arc::new(MapStore::new(map, 0, written_flags(grid.shape[0]))));
         let claimed = written_flags(grid.shape[0]);
         let volume = Volume { grid, voxel, rescale, store: voxels, slots: None };
         Ok(Self { file, path: path.to_owned(), volume, claimed, slice_bytes, reserved: Mutex::new(slices) })
@@ -369,6 +369,56 @@ struct MapStore {
     /// Where the first voxel is.
     at: usize,
     written: Vec<AtomicBool>,
+    /// Slices read since the map was last given back, and how many bytes they are.
+    touched: Vec<AtomicBool>,
+    touched_bytes: AtomicUsize,
+}
+
+/// Bytes of a mapped volume that stay in this process's memory at most; above it the whole map is given back to the
+/// kernel, and what is still in use comes back from the page cache. Whatever a reader does, a volume of 2,000 slices
+/// then takes no more memory than one of 200.
+const RESIDENT_BYTES_MAX: usize = 64 << 20;
+
+impl MapStore {
+    fn new(map: Mmap, at: usize, written: Vec<AtomicBool>) -> Self {
+        let touched = written_flags(written.len());
+        Self { map, at, written, touched, touched_bytes: AtomicUsize::new(0) }
+    }
+
+    /// A slice is about to be read.
+    fn touch(&self, slot: usize, slice_bytes: usize) {
+        let Some(touched) = self.touched.get(slot) else { return };
+        if touched.load(Ordering::Relaxed) || touched.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if self.touched_bytes.fetch_add(slice_bytes, Ordering::Relaxed) + slice_bytes > RESIDENT_BYTES_MAX {
+            self.give_back(0..self.touched.len(), slice_bytes);
+        }
+    }
+
+    /// Drops the pages of these slots from the process.
+    fn give_back(&self, slots: Range<usize>, slice_bytes: usize) {
+        let end = slots.end.min(self.written.len());
+        let slots = slots.start.min(end)..end;
+        let page = page_bytes();
+        // Inner pages only: the outer ones are shared with neighbours that may be in use.
+        let start = (self.at + slots.start * slice_bytes).next_multiple_of(page);
+        let end = (self.at + slots.end * slice_bytes) / page * page;
+        for touched in &self.touched[slots] {
+            if touched.swap(false, Ordering::Relaxed) {
+                self.touched_bytes.fetch_sub(slice_bytes, Ordering::Relaxed);
+            }
+        }
+        if start < end {
+            // SAFETY: on a shared, file-backed, read-only map MADV_DONTNEED only drops the pages from this process;
+            // the next read faults them in from the file with the same content.
+            let advised =
+                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            if let Err(error) = advised {
+                log::debug!("madvise: {error}");
+            }
+        }
+    }
 }
 
 impl Volume {
@@ -455,7 +505,7 @@ impl Volume {
             return Err(io("map")(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than the volume")));
         }
         let written = (0..grid.shape[0]).map(|_| AtomicBool::new(true)).collect();
-        Ok(Self { grid, voxel, rescale, store: Store::Map(Arc::new(MapStore { map, at, written })), slots: None })
+        Ok(Self { grid, voxel, rescale, store: Store::Map(Arc::new(MapStore::new(map, at, written))), slots: None })
     }
 
     /// The same voxels with their slices in another order: slice k of the result is slice `slots[k]` of what was written.
@@ -566,6 +616,9 @@ impl Volume {
     fn one<T: Voxel>(&self, k: usize) -> &[T] {
         assert!(k < self.grid.shape[0], "slice {k} of {}", self.grid.shape[0]);
         let slot = self.slot(k);
+        if let Store::Map(m) = &self.store {
+            m.touch(slot, self.slice_bytes());
+        }
         self.slab(slot..slot + 1)
     }
 
@@ -624,22 +677,14 @@ impl Volume {
         }
     }
 
-    fn release_slots(&self, slices: Range<usize>) {
-        let Store::Map(m) = &self.store else { return };
-        let slice_bytes = self.grid.shape[1] * self.grid.shape[2] * self.voxel.bytes();
-        let page = page_bytes();
-        // Inner pages only: the outer ones are shared with neighbours that may be in use.
-        let start = (m.at + slices.start * slice_bytes).next_multiple_of(page);
-        let end = (m.at + slices.end.min(m.written.len()) * slice_bytes) / page * page;
-        if start < end {
-            // SAFETY: on a shared, file-backed, read-only map MADV_DONTNEED only drops the pages from this process;
-            // the next read faults them in from the file with the same content.
-            let advised =
-                unsafe { m.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
-            if let Err(error) = advised {
-                log::debug!("madvise: {error}");
-            }
+    fn release_slots(&self, slots: Range<usize>) {
+        if let Store::Map(m) = &self.store {
+            m.give_back(slots, self.slice_bytes());
         }
+    }
+
+    fn slice_bytes(&self) -> usize {
+        self.grid.shape[1] * self.grid.shape[2] * self.voxel.bytes()
     }
 }
 
