@@ -98,7 +98,8 @@ pub fn decimal_string(value: f64) -> String {
     let error = |text: &Option<String>| {
         text.as_ref().and_then(|t| t.parse::<f64>().ok()).map_or(f64::INFINITY, |v| (v - value).abs())
     };
-    if error(&fixed) <= error(&scientific) { fixed } else { scientific }.unwrap_or_else(|| "0".into())
+    let best = if error(&fixed) <= error(&scientific) { fixed.or(scientific) } else { scientific };
+    best.unwrap_or_else(|| "0".into())
 }
 
 fn decimals(values: &[f64]) -> String {

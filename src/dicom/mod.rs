@@ -6,6 +6,9 @@ mod instance;
 mod pixels;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 pub mod association;
 pub mod client;
 pub mod dimse;
