@@ -382,6 +382,7 @@ struct Raw<'a> {
     per_frame: Option<Element<'a>>,
     regions: Option<Element<'a>>,
     extended_offsets: Option<Vec<u64>>,
+    frame_offsets: Vec<f64>,
     palette: Option<[Range<usize>; 6]>,
 }
 
@@ -472,6 +473,10 @@ impl<'a> Raw<'a> {
             tags::PIXEL_PADDING_VALUE => self.padding = e.u16(0),
             tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE => self.shared = Some(*e),
             tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE => self.per_frame = Some(*e),
+            tags::GRID_FRAME_OFFSET_VECTOR => {
+                let numbers = e.text().unwrap_or_default().split('\\').take(FRAMES_MAX);
+                self.frame_offsets = numbers.filter_map(|n| n.trim().parse().ok()).collect();
+            }
             tags::EXTENDED_OFFSET_TABLE => {
                 let offsets = e.value.chunks_exact(8).take(FRAMES_MAX);
                 self.extended_offsets =
@@ -582,10 +587,31 @@ impl<'a> Raw<'a> {
         plain.echo = plain.echo.or(self.echo);
         let acquisition = self.acquisition.unwrap_or(0);
         let shared = self.shared.iter().flat_map(|e| e.items()).next().map_or(plain, |item| plain.with_groups(item));
+        if frames > 1 && self.per_frame.is_none() {
+            return self.offset_frames(frames, shared.frame(acquisition)?);
+        }
         let mut per_frame = self.per_frame.iter().flat_map(|e| e.items());
         (0..frames)
             .map(|_| per_frame.next().map_or(shared, |item| shared.with_groups(item)).frame(acquisition))
             .collect()
+    }
+}
+
+impl Raw<'_> {
+    /// Frames of an object that gives one place for all: a grid of offsets along the normal (PS3.3 C.8.8.3.2) tells where each
+    /// is. Without it nothing does, and they have no place.
+    fn offset_frames(&self, frames: usize, first: FrameHeader) -> Result<Vec<FrameHeader>, Rejection> {
+        let offsets = &self.frame_offsets;
+        let frame = |n: usize| {
+            let plane = first.plane.filter(|_| offsets.len() == frames).map(|plane| {
+                let along = offsets[n] - offsets[0];
+                let normal = plane.normal();
+                let position = std::array::from_fn(|axis| plane.position_lps_mm[axis] + along * normal[axis]);
+                Plane { position_lps_mm: position, ..plane }
+            });
+            FrameHeader { plane, ..first.clone() }
+        };
+        Ok((0..frames).map(frame).collect())
     }
 }
 

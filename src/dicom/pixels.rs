@@ -23,6 +23,9 @@ impl Instance<'_> {
     pub fn decode_frame<'s>(&'s self, n: usize, scratch: &'s mut Vec<u8>) -> Result<&'s [u8], Rejection> {
         let pixel = &self.header.pixel;
         let palette = pixel.photometric == "PALETTE COLOR";
+        if pixel.samples == 3 && pixel.bits_allocated == 16 {
+            return self.luminance_of_words(n, scratch);
+        }
         if pixel.samples == 3 || palette {
             let rgb = self.decode_frame_rgb(n)?;
             scratch.clear();
@@ -39,6 +42,20 @@ impl Instance<'_> {
                 Ok(scratch)
             }
         }
+    }
+
+    /// Colour of 16 bits per sample, in full width.
+    fn luminance_of_words<'s>(&self, n: usize, scratch: &'s mut Vec<u8>) -> Result<&'s [u8], Rejection> {
+        if self.header.pixel.photometric != "RGB" || self.header.pixel.signed {
+            return Err(unsupported("colour of 16 bits that is not unsigned RGB"));
+        }
+        let mut samples = self.samples(n)?.into_owned();
+        mask(&mut samples, &self.header.pixel);
+        let word = |b: &[u8], at: usize| u32::from(u16::from_le_bytes([b[at], b[at + 1]]));
+        scratch.clear();
+        let grey = |b: &[u8]| luminance([word(b, 0), word(b, 2), word(b, 4)]) as u16;
+        scratch.extend(samples.chunks_exact(6).flat_map(|b| grey(b).to_le_bytes()));
+        Ok(scratch)
     }
 
     /// Frame `n` of a colour image as red, green, blue bytes; a grey one as three times its highest eight stored bits.
@@ -174,8 +191,8 @@ impl Instance<'_> {
         let wrong = |what: String| malformed(format!("JPEG: {what}"));
         let mut decoder = jpeg_decoder::Decoder::new(packed);
         decoder.set_max_decoding_buffer_size(self.decoded_bytes().max(1 << 16) * 2);
-        if pixel.photometric == "RGB" && !has_colour_marker(packed) {
-            decoder.set_color_transform(jpeg_decoder::ColorTransform::None);
+        if let Some(transform) = colour_transform(packed, &pixel.photometric).filter(|_| pixel.samples == 3) {
+            decoder.set_color_transform(transform);
         }
         let as_rejection = |error: jpeg_decoder::Error| match error {
             jpeg_decoder::Error::Unsupported(feature) => unsupported(format!("JPEG: {feature:?}")),
@@ -316,17 +333,26 @@ enum Layout {
     Ybr422,
 }
 
-/// Whether a JPEG says itself (JFIF or Adobe segment) which colours its components are.
-fn has_colour_marker(jpeg: &[u8]) -> bool {
+/// What colours the components of a JPEG are: its own Adobe or JFIF segment says it, else the data set does. None leaves it
+/// to the decoder's usual guess.
+fn colour_transform(jpeg: &[u8], photometric: &str) -> Option<jpeg_decoder::ColorTransform> {
+    use jpeg_decoder::ColorTransform::{RGB, YCbCr};
     let mut at = 2;
     while let Some([0xFF, marker, high, low]) = jpeg.get(at..at + 4) {
+        let end = at + 2 + usize::from(u16::from_be_bytes([*high, *low]));
         match marker {
-            0xE0 | 0xEE => return true,
-            0xDA | 0xC0..=0xC3 => return false,
-            _ => at += 2 + usize::from(u16::from_be_bytes([*high, *low])),
+            0xEE if end >= at + 16 => match jpeg.get(at + 4..at + 16) {
+                Some([b'A', b'd', b'o', b'b', b'e', .., 0]) => return Some(RGB),
+                Some([b'A', b'd', b'o', b'b', b'e', .., 1]) => return Some(YCbCr),
+                _ => {}
+            },
+            0xE0 if jpeg.get(at + 4..at + 8) == Some(b"JFIF") => return Some(YCbCr),
+            0xDA | 0xC0..=0xC3 => break,
+            _ => {}
         }
+        at = end;
     }
-    false
+    (photometric == "RGB").then_some(RGB)
 }
 
 /// ITU-R BT.601.
