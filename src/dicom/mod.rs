@@ -3,6 +3,7 @@
 pub mod build;
 mod elements;
 mod instance;
+mod jpeg12;
 mod pixels;
 mod transfer;
 

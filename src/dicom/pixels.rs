@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::instance::{Instance, PixelFormat, PixelSource, malformed, native_bytes, unsupported};
+use super::jpeg12;
 use super::transfer::Codec;
 use crate::study::Rejection;
 use crate::volume::VoxelType;
@@ -189,6 +190,10 @@ impl Instance<'_> {
     fn jpeg(&self, packed: &[u8]) -> Result<Vec<u8>, Rejection> {
         let pixel = &self.header.pixel;
         let wrong = |what: String| malformed(format!("JPEG: {what}"));
+        if jpeg12::sequential_precision(packed) == Some((12, 1)) && pixel.bits_allocated == 16 && pixel.samples == 1 {
+            let values = jpeg12::decode(packed, self.header.rows, self.header.columns).map_err(|what| wrong(what.into()))?;
+            return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        }
         let mut decoder = jpeg_decoder::Decoder::new(packed);
         decoder.set_max_decoding_buffer_size(self.decoded_bytes().max(1 << 16) * 2);
         if let Some(transform) = colour_transform(packed, &pixel.photometric).filter(|_| pixel.samples == 3) {
