@@ -345,7 +345,8 @@ impl Spool {
         };
         if let Some(there) = there {
             return if there.same_content(&stamp) && self.same_data_set(&path, received.file, &header)? {
-                Ok((Stored::Duplicate, None))
+                // Told again, since the one who sends it now may be the one whose release completes the series.
+                Ok((Stored::Duplicate, Some(arrival(path, received.source, header, stamp.file_bytes))))
             } else {
                 Err(self.conflict(received.source, &path, header))
             };
@@ -724,7 +725,7 @@ mod tests {
         let mut other_preamble = file.clone();
         other_preamble[5] = b'X';
         assert_eq!(bench.store(&other_preamble).unwrap(), Stored::Duplicate);
-        assert_eq!(bench.arrivals.try_iter().count(), 1, "the assembler hears of it once");
+        assert_eq!(bench.arrivals.try_iter().count(), 2, "the assembler hears of it from each sender");
         assert_eq!(files(dir.path()).len(), 1);
     }
 
