@@ -1,4 +1,6 @@
-//! Instances made by hand: as small as a sound CT slice can be.
+//! Instances made by hand: as small as a sound CT slice can be. Each test takes from here what it needs.
+
+#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 
