@@ -153,15 +153,9 @@ pub(super) fn find(
     let mut done = 0;
     for level in &levels {
         let mut slab = Array3::from_elem(level.slab_shape(), scales.fill.pad);
-        let mut released = 0..0;
         for n in 0..level.slabs {
             progress(Progress { stage: "detect", done, total });
-            let read = level.read(volume, pool, n, scales.fill, &mut slab)?;
-            // The pages of slices that no later slab of this level needs.
-            let ahead = frame.slice_step_mm() > 0.0;
-            let over = if ahead { released.start..read.start } else { read.end..volume.shape()[0] };
-            volume.release(over.clone());
-            released = if ahead { over.end..read.end } else { read.start..over.start };
+            level.read(volume, pool, n, scales.fill, &mut slab)?;
             if let Some(detector) = &mut detector {
                 level.detect(detector, pool, lungs, &slab, n, &mut peaks)?;
                 keep_highest(&mut peaks, |p| p.score);
@@ -170,7 +164,6 @@ pub(super) fn find(
             keep_highest(&mut spots, |b| b.response);
             done += 1;
         }
-        volume.release(0..volume.shape()[0]);
     }
     progress(Progress { stage: "detect", done, total });
     Ok(merge(&mut peaks, &mut spots, scales.pyramid.len(), detector.is_some()))
@@ -224,7 +217,7 @@ impl Level {
         n: usize,
         fill: Filling,
         slab: &mut Array3<f32>,
-    ) -> Result<std::ops::Range<usize>, ExamError> {
+    ) -> Result<(), ExamError> {
         let start = (n * self.core[0]) as isize - self.margin as isize;
         let shared = if n == 0 { 0 } else { 2 * self.margin };
         let plane = slab.dim().1 * slab.dim().2;

@@ -271,7 +271,9 @@ impl Lungs {
             while let Some(n) = stack.pop() {
                 let n = n as usize;
                 ml += self.cell_ml(n / self.plane());
-                members.push(n as u32);
+                if members.len() <= PIECE_CELLS_MAX {
+                    members.push(n as u32);
+                }
                 for other in self.neighbours(n).into_iter().flatten() {
                     let cell = self.cells[other];
                     if Self::is_lung(cell) && cell & SEEN_BIT == 0 && (cell & LEFT_BIT != 0) == left {
@@ -338,19 +340,19 @@ impl Lungs {
     fn close(&mut self, growth_max: f64) {
         let [rows, columns] = self.shape;
         let plane = self.plane();
+        let mut closed = vec![false; plane];
         for (bit, left) in [(CLOSED[0], false), (CLOSED[1], true)] {
-            let mut closed = vec![false; self.cells.len()];
             for z in 0..self.z_mm.len() {
                 let cells = &self.cells[z * plane..(z + 1) * plane];
                 let own = |n: usize| Self::is_lung(cells[n]) && (cells[n] & LEFT_BIT != 0) == left;
                 let spans = hull_rows(rows, columns, own);
                 let lung = (0..plane).filter(|n| own(*n)).count();
                 let inside: usize = spans.iter().flatten().map(|(a, b)| b - a + 1).sum();
-                let out = &mut closed[z * plane..(z + 1) * plane];
+                closed.fill(false);
                 if (inside as f64) <= growth_max * lung as f64 + 60.0 {
                     for (y, span) in spans.iter().enumerate() {
                         if let Some((a, b)) = span {
-                            out[y * columns + a..=y * columns + b].fill(true);
+                            closed[y * columns + a..=y * columns + b].fill(true);
                         }
                     }
                 } else {
@@ -358,15 +360,13 @@ impl Lungs {
                     for n in (0..plane).filter(|n| own(*n)) {
                         let (y, x) = (n / columns, n % columns);
                         for y in y.saturating_sub(4)..(y + 5).min(rows) {
-                            out[y * columns + x.saturating_sub(4)..y * columns + (x + 5).min(columns)].fill(true);
+                            closed[y * columns + x.saturating_sub(4)..y * columns + (x + 5).min(columns)].fill(true);
                         }
                     }
                 }
-            }
-            for (n, cell) in self.cells.iter_mut().enumerate() {
-                let near = [n.checked_sub(plane), Some(n), Some(n + plane)];
-                if near.into_iter().flatten().any(|n| closed.get(n) == Some(&true)) {
-                    *cell |= bit;
+                for z in z.saturating_sub(1)..(z + 2).min(self.z_mm.len()) {
+                    let cells = &mut self.cells[z * plane..(z + 1) * plane];
+                    cells.iter_mut().zip(&closed).filter(|(_, closed)| **closed).for_each(|(cell, _)| *cell |= bit);
                 }
             }
         }

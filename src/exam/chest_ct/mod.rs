@@ -238,11 +238,9 @@ impl ChestCt {
         progress(Progress { stage: "classify", done: 0, total: candidates.len() });
         let bounds = lungs.bounds_mm();
         let mut found = Vec::with_capacity(candidates.len());
-        // In groups, so that the pages read for one can be given back before the next.
         for (n, group) in candidates.chunks(GROUP).enumerate() {
             let made = pool.map(group.len(), |c| Nodule::segment(volume, lungs, bounds.as_ref(), &group[c]))?;
             found.extend(made.into_iter().flatten());
-            volume.release(0..volume.shape()[0]);
             progress(Progress { stage: "classify", done: n * GROUP + group.len(), total: candidates.len() });
         }
         Ok(found)
@@ -262,9 +260,12 @@ impl ChestCt {
 
     /// The nodules worth reporting, most certain first, each voxel in one only.
     fn keep(&self, nodules: Vec<Nodule>) -> Vec<(Nodule, f64)> {
-        let manifest = self.class.as_ref().map(|c| &c.0).or(self.detect.as_ref().map(|d| &d.0)).map(|p| &p.manifest);
-        let least = manifest.map_or(0.3, |m| m.threshold("confidence_min", 0.1));
-        let least_mm = manifest.map_or(3.0, |m| m.threshold("diameter_mm_min", 3.0));
+        let least = match (&self.class, &self.detect) {
+            (Some((package, ..)), _) => package.manifest.threshold("confidence_min", 0.1),
+            (None, Some((package, _))) => sigmoid(package.manifest.threshold("report_logit_min", -2.0)),
+            (None, None) => 0.3,
+        };
+        let least_mm = self.class.as_ref().map_or(3.0, |(package, ..)| package.manifest.threshold("diameter_mm_min", 3.0));
         let mut scored: Vec<(Nodule, f64)> = nodules.into_iter().map(|n| (self.confidence(&n), n)).map(|(c, n)| (n, c)).collect();
         scored.retain(|(nodule, confidence)| *confidence >= least && nodule.axes.mean_mm() >= least_mm);
         scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(b.0.voxels.cmp(&a.0.voxels)));
@@ -278,7 +279,7 @@ impl ChestCt {
     }
 }
 
-/// Candidates segmented together; each reads a box of some megabytes.
+/// Candidates between two words of progress.
 const GROUP: usize = 16;
 
 /// `1 / (1 + e^-x)`, the same bits on every board.

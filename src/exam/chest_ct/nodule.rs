@@ -355,5 +355,7 @@ fn read_box(volume: &Volume, first: [usize; 3], size: [usize; 3]) -> Array3<f32>
             slice.zip_mut_with(&part, |o, v| *o = v.to_f32() * a + b);
         });
     }
+    // Boxes of many candidates touch the whole series in the end.
+    volume.release(first[0]..first[0] + size[0]);
     out
 }
