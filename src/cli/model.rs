@@ -31,6 +31,8 @@ enum Command {
     Check(packages::Check),
     /// Checks a package and copies it into --models.
     Install(packages::Install),
+    /// Makes a package of a MONAI bundle's metadata.json and an ONNX network.
+    Import(packages::Import),
     /// Prints the nodule candidates of a chest CT with their features, to train a forest on.
     Features(packages::Features),
     /// Shows how a network would run here: its steps, kernels, multiply-adds and memory.
@@ -76,6 +78,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Info(arguments) => packages::info(&arguments),
         Command::Check(arguments) => packages::check(&arguments),
         Command::Install(arguments) => packages::install(&arguments),
+        Command::Import(arguments) => packages::import(&arguments),
         Command::Features(arguments) => packages::features(&arguments),
         Command::Explain(arguments) => explain(&arguments),
         Command::Bench(arguments) => bench(&arguments),

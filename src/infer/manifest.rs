@@ -68,7 +68,7 @@ pub struct Manifest {
     #[serde(default)]
     pub thresholds: BTreeMap<String, f64>,
     /// What it must say to what, on any machine.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden: Option<Golden>,
     /// SHA-256 of every file beside `model.toml`, in lower-case hexadecimal digits.
     pub files: BTreeMap<String, String>,
@@ -98,6 +98,7 @@ pub struct Input {
     /// How stored values become what the network sees.
     pub scaling: Scaling,
     /// Values are clipped to it first (Hounsfield units for CT).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<[f64; 2]>,
     /// What the ends of the window become.
     pub range: [f64; 2],
@@ -194,7 +195,7 @@ impl Manifest {
         self.thresholds.get(name).copied().unwrap_or(default)
     }
 
-    fn check(&self) -> Result<(), BadManifest> {
+    pub(super) fn check(&self) -> Result<(), BadManifest> {
         let say = |field: &str, why: &str| Err(BadManifest::new(field, why));
         if self.schema != SCHEMA {
             return Err(BadManifest::new("schema", format!("{:?} is not {SCHEMA:?}, the one read here", self.schema)));

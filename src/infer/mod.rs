@@ -7,5 +7,6 @@ pub mod kernels;
 mod layers;
 mod lower;
 pub mod manifest;
+pub mod monai;
 mod onnx;
 pub mod package;

@@ -1,11 +1,14 @@
-//! `scanside model list | info | check | install | features`: packages, and what the exam computes for a forest to learn.
+//! `scanside model list | info | check | install | import | features`: packages, and what the exam computes for a forest to learn.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use scanside::exam::chest_ct::{ChestCt, features::NAMES};
-use scanside::infer::package::{Models, Package, PackageError, Trust};
+use scanside::infer::monai::{self, Supplement};
+use scanside::infer::package::{Models, Package, PackageError, Trust, hex};
 use scanside::pool::Pool;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::cli::{Failure, Steps, open::open_volume, print, print_json};
 
@@ -193,6 +196,53 @@ pub fn install(arguments: &Install) -> Result<(), Failure> {
         return print_json(&json!({"name": id.name, "version": id.version, "sha256": id.sha256, "place": place}));
     }
     print(&format!("{} {} is now in {}\n", id.name, id.version, place.display()))
+}
+
+/// Arguments of `scanside model import`. The bundle tells channels, labels and patch shape; spacing and window stand in its
+/// Python configuration and are asked for here.
+#[derive(clap::Args)]
+pub struct Import {
+    /// The bundle's configs/metadata.json
+    metadata: PathBuf,
+    /// The network, exported as ONNX
+    #[arg(long, value_name = "ONNX")]
+    network: PathBuf,
+    /// Folder of the package to be made; its name is the package's
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Working grid in mm: z,y,x
+    #[arg(long, value_name = "Z,Y,X", value_delimiter = ',', num_args = 3, default_values_t = [0.0, 0.0, 0.0])]
+    spacing: Vec<f64>,
+    /// Values that become the bundle's value range: low,high; without it, mean 0 and deviation 1
+    #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 2, allow_negative_numbers = true)]
+    window: Option<Vec<f64>>,
+    /// Where columns, rows and slices run
+    #[arg(long, default_value = "LPS")]
+    orientation: String,
+}
+
+/// Makes a package of a MONAI bundle.
+pub fn import(arguments: &Import) -> Result<(), Failure> {
+    let read = |path: &Path| std::fs::read(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())));
+    let (metadata, network) = (read(&arguments.metadata)?, read(&arguments.network)?);
+    let out = &arguments.out;
+    let ask = Supplement {
+        name: out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        spacing_mm: arguments.spacing.clone().try_into().map_err(|_| Failure::usage("--spacing takes three numbers"))?,
+        window: arguments.window.as_ref().map(|w| [w[0], w[1]]),
+        orientation: arguments.orientation.clone(),
+    };
+    let files = BTreeMap::from([("model.onnx".to_owned(), hex(&Sha256::digest(&network)))]);
+    let made = monai::manifest(&metadata, &ask, files).map_err(Failure::impossible)?;
+    let text = toml::to_string(&made).map_err(Failure::impossible)?;
+    std::fs::create_dir_all(out)
+        .and_then(|()| std::fs::write(out.join("model.onnx"), &network))
+        .and_then(|()| std::fs::write(out.join("model.toml"), text))
+        .map_err(|e| Failure::impossible(format!("cannot write {}: {e}", out.display())))?;
+    // The network itself has the last word on its shapes.
+    let package = Package::read(out, &Trust::default()).map_err(Failure::impossible)?;
+    package.network().map_err(Failure::impossible)?;
+    print(&format!("{} {} is in {}; it has no golden pair yet\n", made.name, made.version, out.display()))
 }
 
 /// Arguments of `scanside model features`.
