@@ -32,6 +32,8 @@ enum Command {
     Model(cli::model::Arguments),
     /// Draws a chest CT that nobody has, with nodules at known places.
     Phantom(cli::phantom::Arguments),
+    /// Draws an image as PNG or in the terminal: slice, montage, three planes.
+    Preview(cli::preview::Arguments),
     /// Lays a moving image over a fixed one.
     Register(cli::register::Arguments),
     /// Checks the box with the built-in phantom through the whole path.
@@ -61,6 +63,7 @@ fn main() -> std::process::ExitCode {
         Command::Mesh(arguments) => cli::mesh::run(arguments),
         Command::Model(arguments) => cli::model::run(arguments),
         Command::Phantom(arguments) => cli::phantom::run(arguments),
+        Command::Preview(arguments) => cli::preview::run(arguments),
         Command::Register(arguments) => cli::register::run(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
         Command::Serve(arguments) => cli::serve::run(arguments),

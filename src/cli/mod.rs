@@ -16,6 +16,7 @@ pub mod model;
 pub mod open;
 pub mod output;
 pub mod phantom;
+pub mod preview;
 pub mod register;
 pub mod send;
 pub mod serve;

@@ -16,5 +16,7 @@ pub mod render;
 pub mod resample;
 pub mod smooth;
 pub mod stats;
+pub mod terminal;
 pub mod threshold;
 pub mod timeseries;
+pub mod view;

@@ -13,6 +13,7 @@ mod formats;
 mod patch;
 mod refine;
 
+pub(crate) use formats::base64;
 pub use formats::{Format, StlWriter, write_glb, write_gltf, write_obj, write_ply};
 pub use patch::Patch;
 pub use refine::{decimate, smooth};
