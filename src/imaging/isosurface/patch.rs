@@ -146,18 +146,15 @@ impl<'a, R: Fn(usize, &mut [f32]) + Sync> Marcher<'a, R> {
         }
         for (values, bits) in slice.values.chunks_exact_mut(columns).zip(slice.bits.chunks_exact_mut(self.words)) {
             for (values, bits) in values.chunks_mut(64).zip(bits) {
-                let mut word = 0u64;
-                let mut tame = true;
-                for (n, value) in values.iter_mut().enumerate() {
+                let tame = values.iter_mut().fold(true, |tame, value| {
                     *value -= self.level.value;
-                    word |= u64::from(*value >= 0.0) << n;
-                    tame &= value.abs() <= FAR;
-                }
-                *bits = word;
+                    tame & (value.abs() <= FAR)
+                });
                 if !tame {
                     nan += values.iter().filter(|v| v.is_nan()).count() as u64;
                     values.iter_mut().for_each(|v| *v = if v.is_nan() { -FAR } else { v.clamp(-FAR, FAR) });
                 }
+                *bits = inside_bits(values);
             }
         }
         nan
@@ -381,6 +378,16 @@ fn cut(a: f32, b: f32) -> f32 {
 
 fn place(start: [f64; 3], step: [f64; 3], count: f64) -> [f32; 3] {
     std::array::from_fn(|c| (start[c] + step[c] * count) as f32)
+}
+
+/// One bit for each of up to 64 values, set when it is inside.
+fn inside_bits(values: &[f32]) -> u64 {
+    // Eight truths as bytes are gathered by one multiplication: byte n lands on bit 56 + n.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    let mut inside = [0u8; 64];
+    inside.iter_mut().zip(values).for_each(|(byte, value)| *byte = u8::from(*value >= 0.0));
+    let eights = inside.chunks_exact(8).map(|eight| u64::from_le_bytes(eight.try_into().expect("eight bytes")));
+    eights.enumerate().fold(0, |word, (n, eight)| word | (eight.wrapping_mul(GATHER) >> 56) << (8 * n))
 }
 
 /// Bit n holds the bit of column n + 1.
