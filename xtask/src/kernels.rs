@@ -36,7 +36,7 @@ pub fn bench(root: &Path, rounds: u32, names: &[String]) -> Outcome {
 }
 
 /// The Python of `SCANSIDE_PYTHON`, or one of our own with what the scripts import.
-fn python(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+pub fn python(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
     if let Some(python) = std::env::var_os("SCANSIDE_PYTHON") {
         return Ok(python.into());
     }
@@ -44,12 +44,13 @@ fn python(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let python = home.join("bin/python");
     if !python.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "numpy", "onnx", "onnxruntime"]))?;
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "numpy", "onnx", "onnxruntime", "SimpleITK", "scikit-image", "nibabel"]))?;
     }
     Ok(python)
 }
 
-fn run(command: &mut Command) -> Outcome {
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Outcome {
     let status = command.status().map_err(|error| format!("{:?}: {error}", command.get_program()))?;
     if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
 }

@@ -4,6 +4,7 @@ mod board;
 mod cross;
 mod kernels;
 mod tidy;
+mod toolbox;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,6 +53,18 @@ enum Bench {
         /// Networks of xtask/python/networks.py; all of the table if none is named.
         names: Vec<String>,
     },
+    /// The commands of the toolbox, against SimpleITK, scikit-image and the others (Python as for `kernels`).
+    Toolbox {
+        /// The folder of real images.
+        #[arg(long, default_value = "../shared/data")]
+        data: PathBuf,
+        /// Runs of each job, in turn; the least time counts.
+        #[arg(long, default_value_t = 3)]
+        repeat: u32,
+        /// Rigid offsets of an MR from which registration must come back (a minute for ten).
+        #[arg(long, default_value_t = 0)]
+        offsets: u32,
+    },
 }
 
 #[derive(Subcommand)]
@@ -71,6 +84,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Bench { what: Bench::Kernels { rounds, names } } => kernels::bench(&root(), rounds, &names),
+        Task::Bench { what: Bench::Toolbox { data, repeat, offsets } } => toolbox::bench(&root(), &data, repeat, offsets),
         Task::Board { action } => board_task(action),
         Task::Cross { board } => cross::cross(&root(), &board),
         Task::Setup => cross::setup(),

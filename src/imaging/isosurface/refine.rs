@@ -36,15 +36,14 @@ pub fn smooth(surface: &mut Surface, steps: usize) {
         sums.fill([0.0; 3]);
         for (a, b) in &sides {
             let (a, b) = (*a as usize, *b as usize);
-            for c in 0..3 {
-                sums[a][c] += surface.vertices[b][c] - surface.vertices[a][c];
-                sums[b][c] += surface.vertices[a][c] - surface.vertices[b][c];
-            }
+            let (p, q) = (surface.vertices[a], surface.vertices[b]);
+            let way: [f32; 3] = std::array::from_fn(|c| q[c] - p[c]);
+            sums[a].iter_mut().zip(way).for_each(|(sum, way)| *sum += way);
+            sums[b].iter_mut().zip(way).for_each(|(sum, way)| *sum -= way);
         }
         for v in (0..n).filter(|v| !fixed[*v] && count[*v] > 0) {
-            for c in 0..3 {
-                surface.vertices[v][c] += share * sums[v][c] / count[v] as f32;
-            }
+            let weight = share / count[v] as f32;
+            surface.vertices[v].iter_mut().zip(sums[v]).for_each(|(place, sum)| *place += weight * sum);
         }
     }
 }

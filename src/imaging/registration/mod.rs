@@ -187,7 +187,7 @@ impl Settings {
             {
                 bad("the first step is 0 mm or more, the least above 0 mm")
             }
-            Optimiser::QuasiNewton { least_step_mm } if !(least_step_mm > 0.0) => bad("the least step is above 0 mm"),
+            Optimiser::QuasiNewton { least_step_mm } if least_step_mm.is_nan() || least_step_mm <= 0.0 => bad("the least step is above 0 mm"),
             Optimiser::Descent { rate } if !(rate > 0.0 && rate.is_finite()) => bad("the rate must be above 0"),
             _ => Ok(()),
         }
