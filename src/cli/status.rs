@@ -10,12 +10,16 @@ use super::{Failure, print, print_json};
 /// Asks a running service how it is: what it works on, which reports wait for whom, how much memory it uses.
 ///
 ///   scanside status --socket /run/scanside.sock
+///   scanside status --socket /run/scanside.sock --forget old-viewer   # reports no longer wait for that receiver
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Arguments {
     /// The local socket of the service.
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
+    /// First gives up a receiver that is gone for good: every report waits for each receiver the box knows.
+    #[arg(long, value_name = "NAME")]
+    forget: Option<String>,
     /// Prints the answer as one JSON object.
     #[arg(long)]
     json: bool,
@@ -24,6 +28,9 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut client = Client::connect(&arguments.socket, "scanside status").map_err(Failure::impossible)?;
+    if let Some(receiver) = &arguments.forget {
+        client.forget(receiver).map_err(Failure::impossible)?;
+    }
     let status = client.status().map_err(Failure::impossible)?;
     if arguments.json {
         return print_json(&status);

@@ -251,6 +251,17 @@ impl Client {
         }
     }
 
+    /// No report waits for this receiver any more.
+    ///
+    /// # Errors
+    /// As [`Client::push`].
+    pub fn forget(&mut self, receiver: &str) -> Result<(), ClientError> {
+        match self.ask(&Request::Forget { receiver: receiver.into() }, &[])? {
+            (Reply::Done, _) => Ok(()),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
     fn ask(&mut self, request: &Request, body: &[u8]) -> Result<(Reply, Vec<u8>), ClientError> {
         // A service that turns us away may have closed already; what it said is then still to be read.
         let written = write_frame(&mut self.stream, request, body);

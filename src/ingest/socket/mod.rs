@@ -64,6 +64,11 @@ pub enum Request {
         /// The number.
         sequence: u64,
     },
+    /// This receiver is gone for good: no report waits for it any more. Answered by `done`.
+    Forget {
+        /// Its name.
+        receiver: String,
+    },
     /// How the service is.
     Status,
 }
@@ -90,7 +95,7 @@ pub enum Reply {
         /// Trying again later may help.
         retry: bool,
     },
-    /// To `released`.
+    /// To `released` and `forget`.
     Done,
     /// To `subscribe`: reports after this number follow.
     Subscribed {

@@ -444,6 +444,10 @@ impl Connection {
             }
             Request::Subscribe { receiver, from } => return self.subscribe(receiver, from).map(|()| Turn::GoOn),
             Request::Ack { sequence } => self.acknowledge(sequence),
+            Request::Forget { receiver } => match self.shared.services.journal.forget(&receiver) {
+                Ok(()) => Reply::Done,
+                Err(error) => refuse_journal(&error),
+            },
             Request::Status => {
                 let status = serde_json::to_vec(&(self.shared.services.status)())?;
                 return self.reply(&Reply::Status, &status).map(|()| Turn::GoOn);
