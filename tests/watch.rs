@@ -1,6 +1,6 @@
 //! Claims about `scanside watch`, `status` and `send --socket`: the program itself, against a journal and its two links.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
