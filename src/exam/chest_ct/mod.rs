@@ -33,8 +33,11 @@ use crate::pool::Pool;
 use crate::study::{Rejection, RejectionCode, Uid};
 use crate::volume::Volume;
 
-/// Findings of one report. A reader needs the first ten; a label map has 255 values.
-const FINDINGS_MAX: usize = 100;
+/// Findings of one report. A reader needs the first ten, an evaluation (FROC) a few times more; a label map has 255 values.
+const FINDINGS_MAX: usize = 50;
+/// Findings below it are not reported. Low on purpose: the receiver chooses its operating point (the manifests recommend
+/// one), and what a box never says cannot be chosen.
+const CONFIDENCE_MIN: f64 = 0.05;
 
 /// The chest CT exam with its model packages.
 pub struct ChestCt {
@@ -261,8 +264,8 @@ impl ChestCt {
     /// The nodules worth reporting, most certain first, each voxel in one only.
     fn keep(&self, nodules: Vec<Nodule>) -> Vec<(Nodule, f64)> {
         let least = match (&self.class, &self.detect) {
-            (Some((package, ..)), _) => package.manifest.threshold("confidence_min", 0.1),
-            (None, Some((package, _))) => sigmoid(package.manifest.threshold("report_logit_min", -2.0)),
+            (Some((package, ..)), _) => package.manifest.threshold("confidence_min", CONFIDENCE_MIN),
+            (None, Some((package, _))) => package.manifest.threshold("confidence_min", CONFIDENCE_MIN),
             (None, None) => 0.3,
         };
         let least_mm = self.class.as_ref().map_or(3.0, |(package, ..)| package.manifest.threshold("diameter_mm_min", 3.0));
