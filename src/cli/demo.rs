@@ -198,7 +198,7 @@ fn send(phantom: &Phantom, address: std::net::SocketAddr, pace: Option<f64>) -> 
     if let Some(association) = association {
         association.release().map_err(Failure::impossible)?;
     }
-    eprintln!("{slices} slices sent and acknowledged in {:.1} s", begun.elapsed().as_secs_f64());
+    eprintln!("{slices} slices sent and acknowledged in {:.2} s", begun.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -210,7 +210,7 @@ fn hit<'r>(nodule: &NoduleTruth, report: &'r Report) -> Option<&'r Finding> {
 }
 
 fn show(link: &str, after: Duration, report: &Report, truth: &[NoduleTruth]) {
-    let mut text = format!("\n{link}, {:.1} s after the start:\n{}", after.as_secs_f64(), super::analyze::table(report));
+    let mut text = format!("\n{link}, {:.2} s after the start:\n{}", after.as_secs_f64(), super::analyze::table(report));
     for nodule in truth {
         let [x, y, z] = nodule.centre_lps_mm;
         let kind = format!("{:?}", nodule.kind).to_lowercase();

@@ -3,6 +3,7 @@
 mod board;
 mod cross;
 mod kernels;
+mod service;
 mod tidy;
 mod toolbox;
 
@@ -65,6 +66,12 @@ enum Bench {
         #[arg(long, default_value_t = 0)]
         offsets: u32,
     },
+    /// Memory, time and latency of the service, as the README promises them.
+    Service {
+        /// Folder of real images.
+        #[arg(long, default_value = "../shared/data")]
+        data: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -85,6 +92,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Bench { what: Bench::Kernels { rounds, names } } => kernels::bench(&root(), rounds, &names),
         Task::Bench { what: Bench::Toolbox { data, repeat, offsets } } => toolbox::bench(&root(), &data, repeat, offsets),
+        Task::Bench { what: Bench::Service { data } } => service::bench(&root(), &data),
         Task::Board { action } => board_task(action),
         Task::Cross { board } => cross::cross(&root(), &board),
         Task::Setup => cross::setup(),
