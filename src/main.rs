@@ -16,12 +16,18 @@ struct Arguments {
 enum Command {
     /// Analyses a study that lies in a folder or a file.
     Analyze(cli::analyze::Arguments),
-    /// Shows the appliance at work on a phantom, against the truth.
-    Demo(cli::demo::Arguments),
+    /// Finds bright blobs of any size.
+    Blobs(cli::blobs::Arguments),
+    /// Numbers and measures the connected parts of a mask.
+    Components(cli::components::Arguments),
     /// Shows what a configuration file comes to.
     Config(cli::config::Arguments),
     /// Converts between DICOM series, NIfTI and NRRD.
     Convert(cli::convert::Arguments),
+    /// Cuts a box out of an image.
+    Crop(cli::crop::Arguments),
+    /// Shows the appliance at work on a phantom, against the truth.
+    Demo(cli::demo::Arguments),
     /// Measures how good findings and label maps are against a truth.
     Eval(cli::eval::Arguments),
     /// Shows what an image says about itself.
@@ -30,20 +36,32 @@ enum Command {
     Mesh(cli::mesh::Arguments),
     /// Model packages: lists, checks, installs, explains and times them.
     Model(cli::model::Arguments),
+    /// Grows, shrinks, opens, closes and fills masks.
+    Morphology(cli::morphology::Arguments),
     /// Draws a chest CT that nobody has, with nodules at known places.
     Phantom(cli::phantom::Arguments),
     /// Draws an image as PNG or in the terminal: slice, montage, three planes.
     Preview(cli::preview::Arguments),
     /// Lays a moving image over a fixed one.
     Register(cli::register::Arguments),
+    /// Puts an image on another grid, spacing or orientation.
+    Resample(cli::resample::Arguments),
     /// Checks the box with the built-in phantom through the whole path.
     Selftest(cli::demo::SelftestArguments),
     /// Sends images to a scanside, or to any other DICOM application.
     Send(cli::send::Arguments),
     /// Runs the box: studies in, reports out.
     Serve(cli::serve::Arguments),
+    /// Smooths: Gaussian, median, curvature flow.
+    Smooth(cli::smooth::Arguments),
+    /// Measures the values under each label.
+    Stats(cli::stats::Arguments),
     /// Asks a running service how it is.
     Status(cli::status::Arguments),
+    /// Makes a mask of a range of values, or by Otsu's threshold.
+    Threshold(cli::threshold::Arguments),
+    /// Z-scores, percent change and maps of 4-D series.
+    Timeseries(cli::timeseries::Arguments),
     /// Prints reports as they come, from the serial line or the local socket.
     Watch(cli::watch::Arguments),
 }
@@ -54,20 +72,29 @@ fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Analyze(arguments) => cli::analyze::run(arguments),
-        Command::Demo(arguments) => cli::demo::run(arguments),
-        Command::Selftest(arguments) => cli::demo::selftest(arguments),
+        Command::Blobs(arguments) => cli::blobs::run(arguments),
+        Command::Components(arguments) => cli::components::run(arguments),
         Command::Config(arguments) => cli::config::run(arguments),
         Command::Convert(arguments) => cli::convert::run(arguments),
+        Command::Crop(arguments) => cli::crop::run(arguments),
+        Command::Demo(arguments) => cli::demo::run(arguments),
         Command::Eval(arguments) => cli::eval::run(arguments),
         Command::Info(arguments) => cli::info::run(arguments),
         Command::Mesh(arguments) => cli::mesh::run(arguments),
         Command::Model(arguments) => cli::model::run(arguments),
+        Command::Morphology(arguments) => cli::morphology::run(arguments),
         Command::Phantom(arguments) => cli::phantom::run(arguments),
         Command::Preview(arguments) => cli::preview::run(arguments),
         Command::Register(arguments) => cli::register::run(arguments),
+        Command::Resample(arguments) => cli::resample::run(arguments),
+        Command::Selftest(arguments) => cli::demo::selftest(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
         Command::Serve(arguments) => cli::serve::run(arguments),
+        Command::Smooth(arguments) => cli::smooth::run(arguments),
+        Command::Stats(arguments) => cli::stats::run(arguments),
         Command::Status(arguments) => cli::status::run(arguments),
+        Command::Threshold(arguments) => cli::threshold::run(arguments),
+        Command::Timeseries(arguments) => cli::timeseries::run(arguments),
         Command::Watch(arguments) => cli::watch::run(arguments),
     };
     match result {

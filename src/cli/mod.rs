@@ -6,21 +6,31 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub mod analyze;
+pub mod blobs;
+pub mod components;
 pub mod config;
-pub mod demo;
 pub mod convert;
+pub mod crop;
+pub mod demo;
 pub mod eval;
 pub mod info;
 pub mod mesh;
 pub mod model;
+pub mod morphology;
 pub mod open;
 pub mod output;
 pub mod phantom;
 pub mod preview;
 pub mod register;
+pub mod resample;
 pub mod send;
 pub mod serve;
+pub mod smooth;
+pub mod stats;
 pub mod status;
+pub mod threshold;
+pub mod timeseries;
+pub mod values;
 pub mod watch;
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.

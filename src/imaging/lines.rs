@@ -3,6 +3,8 @@
 //! A pass copies a strip of lines into a scratch that stays in the first-level cache, so that every axis runs over
 //! contiguous lanes. The order of additions is fixed, so any number of threads gives the same bits.
 
+#![allow(clippy::needless_range_loop, reason = "lanes of several arrays move together; the index is what they share")]
+
 use std::sync::Mutex;
 
 use ndarray::Array3;

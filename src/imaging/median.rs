@@ -3,6 +3,8 @@
 //! Thirty-two neighbouring windows at once, on keys that order as the values do: small windows by forgetting the least
 //! and the greatest of half the values until one is left, large ones by fixing the median's bits from the highest down.
 
+#![allow(clippy::needless_range_loop, reason = "lanes of several arrays move together; the index is what they share")]
+
 use ndarray::{Array3, ArrayView3};
 
 use super::lines::Edge;

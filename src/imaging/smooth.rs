@@ -1,5 +1,7 @@
 //! Smoothing that keeps real values real: Gaussian, and curvature flow, which keeps edges.
 
+#![allow(clippy::needless_range_loop, reason = "lanes of several arrays move together; the index is what they share")]
+
 use ndarray::{Array3, ArrayView3};
 
 pub use super::lines::Edge;

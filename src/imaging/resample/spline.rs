@@ -1,6 +1,8 @@
 //! Cubic B-splines through samples: coefficients by two recursions a line (Unser, Aldroubi & Eden 1993), samples
 //! mirrored about the outermost ones.
 
+#![allow(clippy::needless_range_loop, reason = "lanes of several arrays move together; the index is what they share")]
+
 use ndarray::{Array3, ArrayView3};
 
 use crate::imaging::lines::planes;
