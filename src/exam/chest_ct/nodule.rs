@@ -75,7 +75,11 @@ impl Nodule {
         let (seed, core_hu) = cut.core(candidate)?;
         let threshold = ((lung_hu + core_hu.min(60.0)) / 2.0).clamp(-720.0, -300.0);
         let ball = (0.8 * candidate.diameter_mm + 3.0).min(reach);
-        let grown = cut.grow(seed, threshold, ball, lungs);
+        let mut grown = cut.grow(seed, threshold, ball, lungs);
+        if cut.spills(&grown, ball) {
+            // It sits on something large, the diaphragm or the chest wall: no further than the detector saw it.
+            grown = cut.grow(seed, threshold, (0.5 * candidate.diameter_mm + 1.5).min(reach), lungs);
+        }
         let opened = cut.open(&grown, seed, candidate.diameter_mm);
         let mask = if opened.count >= 3 { opened } else { grown.clone_mask() };
         if mask.count == 0 {
@@ -293,6 +297,16 @@ impl Cut {
             }
         }
         Mask { marked, count }
+    }
+
+    /// Whether what was grown fills a good part of the ball's outermost fifth: a nodule ends before, a vessel is thin.
+    fn spills(&self, grown: &Mask, ball_mm: f64) -> bool {
+        let (inner, outer) = ((0.8 * ball_mm).powi(2), ball_mm.powi(2));
+        let in_shell = |at: [usize; 3]| (inner..=outer).contains(&self.mm2(at, self.centre));
+        let marked = grown.marked.indexed_iter().filter(|((k, j, i), m)| **m && in_shell([*k, *j, *i])).count();
+        let voxel_mm3: f64 = self.spacing_mm.iter().product();
+        let shell_mm3 = 4.0 / 3.0 * std::f64::consts::PI * (1.0 - 0.8f64.powi(3)) * ball_mm.powi(3);
+        marked as f64 * voxel_mm3 > 0.2 * shell_mm3
     }
 
     /// Cuts vessels: an opening whose ball has half the radius of the largest that fits, and what is left round it.
