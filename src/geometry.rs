@@ -22,7 +22,7 @@ pub enum BadGeometry {
     Spacing([f64; 3]),
     /// An affine with NaN, infinities or no inverse.
     #[error("the affine has no inverse or is not finite: {0:?}")]
-    Affine([f64; 16]),
+    Affine(Box<[f64; 16]>),
     /// A position or orientation of a frame that is none.
     #[error("no plane: position {position_lps_mm:?}, direction cosines {orientation:?}")]
     Plane {
@@ -88,7 +88,7 @@ impl Affine {
         if finite && lengths > 0.0 && (determinant / lengths).abs() > 1e-6 {
             Ok(affine)
         } else {
-            Err(BadGeometry::Affine(affine.to_row_major()))
+            Err(BadGeometry::Affine(Box::new(affine.to_row_major())))
         }
     }
 
@@ -129,7 +129,7 @@ impl Affine {
     /// [`BadGeometry::Affine`] as in [`Affine::new`], and when the last row is not 0 0 0 1.
     pub fn from_row_major(m: [f64; 16]) -> Result<Self, BadGeometry> {
         if m[12..] != [0.0, 0.0, 0.0, 1.0] {
-            return Err(BadGeometry::Affine(m));
+            return Err(BadGeometry::Affine(Box::new(m)));
         }
         let column = |c: usize| [m[c], m[4 + c], m[8 + c]];
         Self::new(column(0), column(1), column(2), column(3))

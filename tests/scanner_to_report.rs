@@ -200,7 +200,7 @@ fn streamed_or_batch_in_any_order_and_by_any_number_of_threads_the_findings_are_
 
 #[test]
 fn a_large_nodule_is_found_at_its_place_and_on_its_side() {
-    let truth = Phantom::new(&options()).unwrap().truth()[0].clone();
+    let truth = Phantom::new(&options()).unwrap().truth()[0];
     let (_, report, _) = analyze(study(), &[]);
     let report = report.unwrap();
     let near = |f: &&scanside::finding::Finding| norm(sub(f.centroid_lps_mm, truth.centre_lps_mm)) < 5.0;

@@ -173,7 +173,7 @@ fn cuts(arguments: &Arguments, volume: &Volume, at: Option<[f64; 3]>, overlay: &
     let place = at.or_else(|| overlay.findings.first().map(|f| f.centroid_lps_mm));
     let through = |cut: Cut| place.map_or(cut, |place| cut.through(place));
     // An image of one slice has one plane worth seeing: the one it was taken in.
-    let flat = grid.shape.iter().any(|n| *n == 1);
+    let flat = grid.shape.contains(&1);
     Ok(match plane {
         Some(_) => vec![through(one)],
         None => {

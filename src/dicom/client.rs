@@ -80,6 +80,9 @@ pub enum SendError {
     GivenUp(String),
 }
 
+/// DICOM files with their meta information, and what is not to be sent.
+pub type Found = (Vec<(PathBuf, FileMeta)>, Vec<NotSent>);
+
 /// Asks the peer whether it is there: C-ECHO. Gives the time from request to answer.
 ///
 /// # Errors
@@ -204,7 +207,7 @@ pub struct NotSent {
 ///
 /// # Errors
 /// A folder that cannot be read.
-pub fn find_files(top: &Path) -> Result<(Vec<(PathBuf, FileMeta)>, Vec<NotSent>), std::io::Error> {
+pub fn find_files(top: &Path) -> Result<Found, std::io::Error> {
     let (mut files, mut others, mut open) = (Vec::new(), Vec::new(), vec![top.to_owned()]);
     while let Some(path) = open.pop() {
         // Folders behind links are not entered: a link upwards would never end.

@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn stretches_are_what_lies_between_gaps() {
         assert_eq!(stretches(10, &[3, 4, 9]), [0..3, 5..9]);
-        assert_eq!(stretches(4, &[]), [0..4]);
+        assert_eq!(stretches(4, &[]), vec![0..4]);
         assert_eq!(stretches(3, &[0, 1, 2]), []);
     }
 

@@ -266,7 +266,7 @@ const BITS_OF: [[u8; 8]; 256] = {
     let mut table = [[0; 8]; 256];
     let mut n = 0;
     while n < 256 * 8 {
-        table[n / 8][n % 8] = (n / 8 >> (n % 8)) as u8 & 1;
+        table[n / 8][n % 8] = ((n / 8) >> (n % 8)) as u8 & 1;
         n += 1;
     }
     table

@@ -368,7 +368,7 @@ impl TypedOp for Hook {
     as_op!();
 
     fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(self.outputs.iter().map(|shape| f32::fact(shape)).collect())
+        Ok(self.outputs.iter().map(f32::fact).collect())
     }
 }
 

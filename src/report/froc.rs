@@ -137,12 +137,15 @@ pub struct BadTable {
     pub why: String,
 }
 
+/// Centre in LPS millimetres and diameter.
+pub type Annotation = ([f64; 3], f64);
+
 /// Reads `seriesuid,coordX,coordY,coordZ,NUMBER` with a header line, as LUNA16 writes annotations (the number is the
 /// diameter) and marks (the probability): rows by series.
 ///
 /// # Errors
 /// [`BadTable`].
-pub fn read_table(text: &str) -> Result<BTreeMap<String, Vec<([f64; 3], f64)>>, BadTable> {
+pub fn read_table(text: &str) -> Result<BTreeMap<String, Vec<Annotation>>, BadTable> {
     let mut rows: BTreeMap<String, Vec<([f64; 3], f64)>> = BTreeMap::new();
     for (n, line) in text.lines().enumerate() {
         let cells: Vec<&str> = line.split(',').map(str::trim).collect();

@@ -30,10 +30,13 @@ pub struct Analyst {
 
 /// Lung slices segmented while their series was growing, by instance and frame.
 #[derive(Default)]
-struct EarlySlices(Mutex<HashMap<Uid, HashMap<(Uid, usize), LungSlice>>>);
+struct EarlySlices(Mutex<HashMap<Uid, SlicesOfSeries>>);
+
+/// By SOP Instance UID and frame number.
+type SlicesOfSeries = HashMap<(Uid, usize), LungSlice>;
 
 impl EarlySlices {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uid, HashMap<(Uid, usize), LungSlice>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uid, SlicesOfSeries>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -126,7 +129,7 @@ impl Analyst {
         &self,
         series: &SeriesOutcome,
         assembled: &Assembled,
-        early: &HashMap<(Uid, usize), LungSlice>,
+        early: &SlicesOfSeries,
         progress: &dyn Fn(Progress),
     ) -> Option<Result<Attempt, AttemptError>> {
         if series.modality != Modality::Ct {

@@ -153,6 +153,9 @@ fn cell_line(line: Line, voxels: usize, spacing_mm: f64, cells: usize) -> Line {
     Line { first_mm: centre - spacing_mm * (cells as f64 - 1.0) / 2.0, step_mm: spacing_mm }
 }
 
+/// Two rows of cells and the columns they stand for.
+type Blend = (Vec<f32>, Vec<f32>, (usize, usize));
+
 /// Both lungs of a volume.
 #[derive(Debug, Clone)]
 pub struct Lungs {
@@ -548,7 +551,7 @@ impl Lungs {
                 .map(|v| {
                     let at = cells.index(line.at(v as f64));
                     let first = at.floor();
-                    (first >= 0.0 && first + 1.0 < count as f64).then(|| (first as usize, (at - first) as f32))
+                    (first >= 0.0 && first + 1.0 < count as f64).then_some((first as usize, (at - first) as f32))
                 })
                 .collect()
         };
@@ -583,7 +586,7 @@ impl Lungs {
 
     /// The level and side (right below zero, left above) of each cell at a place along the normal, between the segmented
     /// slices; and the first and last row with any lung.
-    fn blend(&self, z_mm: f64) -> Option<(Vec<f32>, Vec<f32>, (usize, usize))> {
+    fn blend(&self, z_mm: f64) -> Option<Blend> {
         self.nearest_slice(z_mm)?;
         let above = self.z_mm.partition_point(|z| *z < z_mm);
         let (a, b) = (above.saturating_sub(1), above.min(self.z_mm.len() - 1));
