@@ -167,8 +167,8 @@ pub fn find_header(file: &File, from: u64, length: u64) -> io::Result<Option<u64
     while at < length {
         let wanted = window.len().min((length - at) as usize);
         file.read_exact_at(&mut window[..wanted], at)?;
-        for place in 0..wanted {
-            if window[place] == MAGIC[0] && header_at(file, at + place as u64, length)?.is_some() {
+        for (place, &byte) in window[..wanted].iter().enumerate() {
+            if byte == MAGIC[0] && header_at(file, at + place as u64, length)?.is_some() {
                 return Ok(Some(at + place as u64));
             }
         }
