@@ -500,3 +500,6 @@ fn run_planned(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 use super::engine::EngineError;
-use super::kernels::graph::Graph;
+use super::kernels::graph::{Graph, Kind};
 use super::layers::{Builder, Trouble};
 use super::onnx::{self, label, refuse};
 
@@ -21,6 +21,31 @@ pub(crate) struct Island {
     pub outputs: Vec<(String, Vec<usize>)>,
     /// Volumes of one run; the graph is run for each.
     pub batch: usize,
+}
+
+impl Island {
+    /// Orders inputs and outputs as the network has them, where it has the same ones.
+    fn arrange(&mut self, inputs: &[&str], outputs: &[&str]) {
+        type Edge = [(String, Vec<usize>)];
+        let order = |edge: &Edge, names: &[&str]| -> Option<Vec<usize>> {
+            let places = names.iter().map(|name| edge.iter().position(|(own, _)| own == name));
+            let order = places.collect::<Option<Vec<_>>>()?;
+            (order.len() == edge.len()).then_some(order)
+        };
+        let (Some(inputs), Some(outputs)) = (order(&self.inputs, inputs), order(&self.outputs, outputs)) else { return };
+        let place = |order: &[usize], old: usize| order.iter().position(|from| *from == old).unwrap_or(old);
+        self.inputs = inputs.iter().map(|from| self.inputs[*from].clone()).collect();
+        self.outputs = outputs.iter().map(|from| self.outputs[*from].clone()).collect();
+        self.graph.inputs = inputs.iter().map(|from| self.graph.inputs[*from]).collect();
+        self.graph.outputs = outputs.iter().map(|from| self.graph.outputs[*from]).collect();
+        for layer in &mut self.graph.layers {
+            match &mut layer.kind {
+                Kind::Quantize { input } => *input = place(&inputs, *input),
+                Kind::Dequantize { output, .. } => *output = place(&outputs, *output),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// A network after lowering.
@@ -55,7 +80,7 @@ pub(crate) fn lower(
     let mut candidate: Vec<bool> = (0..graph.node.len())
         .map(|n| !network.frozen[n] && Builder::knows(&graph.node[n]))
         .collect();
-    let islands = loop {
+    let mut islands = loop {
         let mut built = Vec::new();
         let mut failed = Vec::new();
         let mut handed = HashMap::new();
@@ -76,6 +101,9 @@ pub(crate) fn lower(
     let mut kept: Vec<_> = kept.into_iter().collect();
     kept.sort_unstable();
     let kept = kept.into_iter().map(|(node, reason)| (label(&graph.node[node]).to_owned(), reason)).collect();
+    let (reads, writes): (Vec<&str>, Vec<&str>) =
+        (onnx::network_inputs(graph).collect(), graph.output.iter().map(|output| output.name.as_str()).collect());
+    islands.iter_mut().for_each(|(_, island)| island.arrange(&reads, &writes));
     let rest = network.rest(model, &islands);
     Ok(Lowered { islands: islands.into_iter().map(|(_, island)| island).collect(), rest, kept })
 }

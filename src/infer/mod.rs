@@ -1,5 +1,6 @@
 //! Networks: packages that explain themselves, the engine that runs them, tiles over volumes, and the forest. Knows no medicine.
 
+mod attributes;
 pub mod engine;
 pub mod forest;
 pub mod grid;
@@ -10,3 +11,4 @@ pub mod manifest;
 pub mod monai;
 mod onnx;
 pub mod package;
+mod weights;

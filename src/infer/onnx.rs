@@ -44,6 +44,15 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<ModelProto, EngineError> {
     let model = tract_onnx::onnx()
         .proto_model_for_read(&mut reader)
         .map_err(|error| refuse(format!("not an ONNX protobuf: {error}")))?;
+    check(&model)?;
+    Ok(model)
+}
+
+/// What [`decode`] refuses of a protobuf that can be read.
+///
+/// # Errors
+/// [`EngineError::Load`], naming the tensor or node.
+pub(crate) fn check(model: &ModelProto) -> Result<(), EngineError> {
     let graph = model.graph.as_ref().ok_or_else(|| refuse("the file has no graph"))?;
     if graph.node.len() > NODES_MAX {
         return Err(refuse(format!("{} nodes are more than the {NODES_MAX} allowed", graph.node.len())));
@@ -55,7 +64,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<ModelProto, EngineError> {
     for input in network_inputs(graph) {
         input_shape(graph, input)?;
     }
-    Ok(model)
+    Ok(())
 }
 
 fn check_graph(graph: &GraphProto, depth: usize) -> Result<(), EngineError> {

@@ -135,9 +135,8 @@ impl Program {
         inputs: &[&[f32]],
         outputs: &mut [&mut [f32]],
     ) -> Result<(), Fault> {
-        let sizes = |shapes: &[Shape]| shapes.iter().map(|shape| shape.bytes()).collect::<Vec<_>>();
-        assert_eq!(inputs.iter().map(|i| i.len()).collect::<Vec<_>>(), sizes(&self.inputs), "input sizes");
-        assert_eq!(outputs.iter().map(|o| o.len()).collect::<Vec<_>>(), sizes(&self.outputs), "output sizes");
+        assert!(inputs.iter().map(|input| input.len()).eq(self.inputs.iter().map(|shape| shape.bytes())), "input sizes");
+        assert!(outputs.iter().map(|output| output.len()).eq(self.outputs.iter().map(|shape| shape.bytes())), "output sizes");
         assert!(memory.holds(self.arena_bytes, self.scratch_bytes), "the memory of this program");
         let threads = pool.threads();
         memory.provide(threads).map_err(|error| Fault(error.to_string()))?;
@@ -157,7 +156,8 @@ impl Program {
                     Step::Simple(simple) => simple.run(unit, thread, pointers, &edge),
                 }
             };
-            if threads == 1 || units == 1 {
+            let light = step.macs < LIGHT_MACS && step.shape.bytes() < LIGHT_BYTES;
+            if threads == 1 || units == 1 || light {
                 (0..units).for_each(|unit| run(unit, 0));
             } else {
                 let next = AtomicUsize::new(0);
@@ -175,6 +175,12 @@ impl Program {
         Ok(())
     }
 }
+
+/// Layers of less work than this stay on one thread: waking another takes some ten microseconds.
+const LIGHT_MACS: u64 = 500_000;
+
+/// As [`LIGHT_MACS`], for layers that move bytes.
+const LIGHT_BYTES: usize = 32 << 10;
 
 /// Multiply-adds of a layer.
 fn macs(layer: &Layer) -> u64 {

@@ -1,0 +1,330 @@
+//! Layers with weights: their integers, scales and biases, out of constants in the ways quantizers write them.
+
+use std::sync::Arc;
+
+use tract_onnx::pb::{NodeProto, TensorProto};
+
+use super::attributes::{integer, ints, sized_window, text};
+use super::kernels::graph::{Kind, Quant, Requant, Shape, View, Window};
+use super::layers::{Builder, Known, Lower, Value};
+use super::onnx::{self, label};
+
+/// Weights with their scales, before the scales of input and output are known.
+#[derive(Clone)]
+pub(super) struct Convolution {
+    shape: Shape,
+    window: Window,
+    /// Block of a transposed convolution.
+    spread: Option<[usize; 3]>,
+    groups: usize,
+    weights: Arc<Vec<i8>>,
+    scales: Vec<f32>,
+    bias: Bias,
+}
+
+#[derive(Clone)]
+pub(super) enum Bias {
+    None,
+    /// In units of input scale times weight scale.
+    Units(Vec<i32>),
+    Real(Vec<f32>),
+}
+
+/// Integers with their scales along one axis.
+pub(super) struct Weights {
+    dims: Vec<usize>,
+    values: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+/// More channels or taps than this in one sum could leave 32 bits.
+const SUM_MAX: i64 = 1 << 30;
+
+impl Builder<'_> {
+    /// Weights behind a `DequantizeLinear` of a constant.
+    pub(super) fn dequantized_weights(&self, node: &NodeProto, at: usize, axis: usize) -> Lower<Weights> {
+        let name = node.input.get(at).ok_or("no weights")?;
+        let made = self.producer.get(name.as_str()).map(|n| &self.network.node[*n]);
+        match made {
+            Some(made) if made.op_type == "DequantizeLinear" => {
+                let dims = match self.constants.get(&made.input[0]) {
+                    Some(tensor) => tensor.dims.len(),
+                    None => 0,
+                };
+                let along = integer(made, "axis", 1);
+                let along = if along < 0 { along + dims as i64 } else { along };
+                let scales = self.constants.get(made.input.get(1).ok_or("no scale")?);
+                let per_axis = scales.is_some_and(|scales| !scales.dims.is_empty() && scales.dims[0] > 1);
+                if per_axis && along != axis as i64 {
+                    return Err("its weights are quantized along another axis".into());
+                }
+                self.weights(made, 0, 1, 2, axis)
+            }
+            _ => Err("its weights are not quantized".into()),
+        }
+    }
+
+    pub(super) fn weights(&self, node: &NodeProto, at: usize, scale: usize, zero: usize, axis: usize) -> Lower<Weights> {
+        let input = |at: usize| node.input.get(at).filter(|name| !name.is_empty());
+        let tensor = self.quantized_constant(input(at).ok_or("no weights")?)?;
+        let dims: Vec<usize> = tensor.dims.iter().map(|dim| *dim as usize).collect();
+        if !matches!(tensor.data_type, 2 | 3) || dims.contains(&0) || dims.len() < 2 || axis >= dims.len() {
+            return Err("its weights are not bytes".into());
+        }
+        let scales = self.numbers(input(scale).ok_or("no scale")?)?;
+        let zeros = match input(zero) {
+            Some(name) => self.numbers(name)?,
+            None => vec![0.0],
+        };
+        let channels = dims[axis];
+        let fits = |len: usize| len == 1 || len == channels;
+        if !fits(scales.len()) || !fits(zeros.len()) {
+            return Err("its weights have a number of scales that fits no axis".into());
+        }
+        let inner: usize = dims[axis + 1..].iter().product();
+        let values = onnx::numbers(&tensor)
+            .iter()
+            .enumerate()
+            .map(|(n, value)| {
+                let zero = zeros[if zeros.len() == 1 { 0 } else { n / inner % channels }];
+                let value = *value - zero;
+                if (-128.0..=127.0).contains(&value) { Some(value as i8) } else { None }
+            })
+            .collect::<Option<Vec<i8>>>()
+            .ok_or("its weights do not fit into signed bytes")?;
+        let scales = (0..channels).map(|n| scales[if scales.len() == 1 { 0 } else { n }] as f32).collect();
+        Ok(Weights { dims, values, scales })
+    }
+
+    /// A constant of bytes, or the bytes a `QuantizeLinear` makes of float constants.
+    fn quantized_constant(&self, name: &str) -> Lower<TensorProto> {
+        if let Some(tensor) = self.constants.get(name) {
+            return Ok(tensor.clone());
+        }
+        let made = self.producer.get(name).map(|n| &self.network.node[*n]).filter(|made| made.op_type == "QuantizeLinear");
+        let made = made.ok_or("its weights are not constant")?;
+        let floats = self.constants.get(&made.input[0]).ok_or("its weights are not constant")?;
+        let scales = self.numbers(made.input.get(1).ok_or("no scale")?)?;
+        let zeros = made.input.get(2).and_then(|zero| self.constants.get(zero)).ok_or("no zero point")?;
+        let (low, high) = match zeros.data_type {
+            2 => (0.0, 255.0),
+            3 => (-128.0, 127.0),
+            _ => return Err("its weights are not bytes".into()),
+        };
+        let axis = integer(made, "axis", 1);
+        let axis = (if axis < 0 { axis + floats.dims.len() as i64 } else { axis }) as usize;
+        let (channels, inner) = match floats.dims.get(axis) {
+            Some(channels) if scales.len() > 1 => (*channels as usize, floats.dims[axis + 1..].iter().product::<i64>() as usize),
+            _ => (1, usize::MAX),
+        };
+        if scales.len() != channels {
+            return Err("its weights have a number of scales that fits no axis".into());
+        }
+        let zero_values = onnx::numbers(zeros);
+        let pick = |all: &[f64], n: usize| all[if all.len() == 1 { 0 } else { n / inner % channels }];
+        let values = onnx::numbers(floats);
+        let bytes = values.iter().enumerate().map(|(n, value)| {
+            let scaled = (*value as f32 / pick(&scales, n) as f32).round_ties_even() + pick(&zero_values, n) as f32;
+            scaled.max(low).min(high) as i32
+        });
+        Ok(TensorProto {
+            dims: floats.dims.clone(),
+            data_type: zeros.data_type,
+            int32_data: bytes.collect(),
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn bias(&self, node: &NodeProto, at: usize) -> Lower<Bias> {
+        let Some(name) = node.input.get(at).filter(|name| !name.is_empty()) else { return Ok(Bias::None) };
+        if let Some(tensor) = self.constants.get(name) {
+            let values = onnx::numbers(tensor).iter().map(|value| *value as f32).collect();
+            return if tensor.data_type == 1 { Ok(Bias::Real(values)) } else { Err("its bias is not float".into()) };
+        }
+        let made = self.producer.get(name.as_str()).map(|n| &self.network.node[*n]);
+        match made {
+            Some(made) if made.op_type == "DequantizeLinear" => {
+                let tensor = self.constants.get(&made.input[0]).ok_or("its bias is not constant")?;
+                let integers = onnx::numbers(tensor);
+                if tensor.data_type == 6 {
+                    return Ok(Bias::Units(integers.iter().map(|value| *value as i32).collect()));
+                }
+                let scales = self.numbers(&made.input[1])?;
+                let zeros = made.input.get(2).map_or(Ok(vec![0.0]), |zero| self.numbers(zero))?;
+                let pick = |all: &[f64], n: usize| all.get(if all.len() == 1 { 0 } else { n }).copied().unwrap_or(0.0);
+                let reals = integers.iter().enumerate();
+                Ok(Bias::Real(reals.map(|(n, v)| ((v - pick(&zeros, n)) * pick(&scales, n)) as f32).collect()))
+            }
+            _ => Err("its bias is not constant".into()),
+        }
+    }
+
+    pub(super) fn integer_bias(&self, node: &NodeProto, at: usize) -> Lower<Bias> {
+        match node.input.get(at).filter(|name| !name.is_empty()) {
+            None => Ok(Bias::None),
+            Some(name) => Ok(Bias::Units(self.numbers(name)?.iter().map(|value| *value as i32).collect())),
+        }
+    }
+
+    pub(super) fn convolution(&self, node: &NodeProto, known: &Known, weights: &Weights, bias: Bias) -> Lower<Convolution> {
+        let input = known.view.shape;
+        let groups = usize::try_from(integer(node, "group", 1)).ok().filter(|g| *g > 0).ok_or("its groups")?;
+        let rank = known.rank;
+        if rank < 4 || weights.dims.len() != rank || input.c % groups != 0 || weights.dims[1] * groups != input.c {
+            return Err("its weights do not fit its input".into());
+        }
+        let outputs = weights.dims[0];
+        if outputs % groups != 0 {
+            return Err("its groups do not divide its outputs".into());
+        }
+        let mut kernel = [1; 3];
+        kernel[5 - rank..].copy_from_slice(&weights.dims[2..]);
+        let window = sized_window(node, kernel, input.space(), rank)?;
+        let space = window.over(input.space()).ok_or("its kernel is larger than its input")?;
+        let (taps, own) = (window.taps(), weights.dims[1]);
+        // From [output][channel][tap] to [output][tap][channel].
+        let packed = (0..weights.values.len()).map(|n| {
+            let (output, tap, channel) = (n / (taps * own), n / own % taps, n % own);
+            weights.values[(output * own + channel) * taps + tap]
+        });
+        Ok(Convolution {
+            shape: Shape { c: outputs, ..input }.with_space(space),
+            window,
+            spread: None,
+            groups,
+            weights: Arc::new(packed.collect()),
+            scales: weights.scales.clone(),
+            bias,
+        })
+    }
+
+    pub(super) fn transposed(&self, node: &NodeProto, known: &Known, weights: &Weights, bias: Bias) -> Lower<Convolution> {
+        let (input, rank) = (known.view.shape, known.rank);
+        if rank < 4 || weights.dims.len() != rank || weights.dims[0] != input.c || integer(node, "group", 1) != 1 {
+            return Err("its weights do not fit its input".into());
+        }
+        let kernel: Vec<i64> = weights.dims[2..].iter().map(|dim| *dim as i64).collect();
+        let plain = |name: &str, all: i64| ints(node, name).iter().all(|value| *value == all);
+        if ints(node, "strides") != kernel || !plain("pads", 0) || !plain("output_padding", 0) || !plain("dilations", 1)
+            || !ints(node, "output_shape").is_empty() || !matches!(text(node, "auto_pad", "NOTSET"), "NOTSET" | "VALID")
+        {
+            return Err("its stride is not its kernel".into());
+        }
+        let mut spread = [1; 3];
+        spread[5 - rank..].copy_from_slice(&weights.dims[2..]);
+        let (outputs, taps) = (weights.dims[1], spread.iter().product::<usize>());
+        let space = input.space();
+        // From [channel][output][tap] to [tap][output][channel].
+        let packed = (0..weights.values.len()).map(|n| {
+            let (tap, output, channel) = (n / (outputs * input.c), n / input.c % outputs, n % input.c);
+            weights.values[(channel * outputs + output) * taps + tap]
+        });
+        Ok(Convolution {
+            shape: Shape { c: outputs, ..input }.with_space(std::array::from_fn(|a| space[a] * spread[a])),
+            window: Window::POINT,
+            spread: Some(spread),
+            groups: 1,
+            weights: Arc::new(packed.collect()),
+            scales: weights.scales.clone(),
+            bias,
+        })
+    }
+
+    /// A fully connected layer: a convolution whose kernel is the whole input.
+    pub(super) fn connected(&self, known: &Known, weights: &Weights, transposed: bool, bias: Bias) -> Lower<Convolution> {
+        let input = known.view.shape;
+        if known.rank != 2 || weights.dims.len() != 2 {
+            return Err("it is not on a flat tensor".into());
+        }
+        let (outputs, inputs) =
+            if transposed { (weights.dims[0], weights.dims[1]) } else { (weights.dims[1], weights.dims[0]) };
+        if inputs != input.bytes() {
+            return Err("its weights do not fit its input".into());
+        }
+        let voxels = input.voxels();
+        // The network counts [channel][voxel], we lay [voxel][channel].
+        let packed = (0..outputs * inputs).map(|n| {
+            let (output, voxel, channel) = (n / inputs, n % inputs / input.c, n % input.c);
+            let at = channel * voxels + voxel;
+            weights.values[if transposed { output * inputs + at } else { at * outputs + output }]
+        });
+        Ok(Convolution {
+            shape: Shape { d: 1, h: 1, w: 1, c: outputs },
+            window: Window { kernel: input.space(), ..Window::POINT },
+            spread: None,
+            groups: 1,
+            weights: Arc::new(packed.collect()),
+            scales: weights.scales.clone(),
+            bias,
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn conv_layer(
+        &mut self,
+        node: &NodeProto,
+        view: View,
+        conv: Convolution,
+        quant: Quant,
+        low: f32,
+        high: f32,
+        rank: usize,
+    ) -> Lower<Value> {
+        let channels = conv.shape.c;
+        let input = view.quant;
+        let scale: Vec<f32> = conv.scales.iter().map(|weight| input.scale * weight / quant.scale).collect();
+        let bias: Vec<i32> = match conv.bias {
+            Bias::None => vec![0; channels],
+            Bias::Units(values) => values,
+            Bias::Real(values) => {
+                let units = values.iter().zip(&conv.scales);
+                units.map(|(value, weight)| (f64::from(*value) / f64::from(input.scale * weight)).round_ties_even() as i32).collect()
+            }
+        };
+        if scale.len() != channels || bias.len() != channels {
+            return Err("its scales or biases do not fit its channels".into());
+        }
+        if scale.iter().any(|scale| !scale.is_finite()) {
+            return Err("its combined scale is not a number".into());
+        }
+        let taps = conv.spread.map_or(1, |spread| spread.iter().product());
+        let each = conv.weights.len() / taps / channels;
+        for (n, weights) in conv.weights.chunks(each).enumerate() {
+            let reach: i64 = weights.iter().map(|weight| i64::from(*weight).abs() * 255).sum();
+            if reach + i64::from(bias[n % channels]).abs() > SUM_MAX {
+                return Err("its sums could leave 32 bits".into());
+            }
+        }
+        let requant = Requant {
+            scale,
+            zero: quant.zero,
+            low: if low == f32::NEG_INFINITY { 0 } else { quant.byte(low) },
+            high: if high == f32::INFINITY { 255 } else { quant.byte(high) },
+        };
+        // A point convolution gives the same for each copy of a voxel: compute it before the enlargement.
+        let ups: Vec<[usize; 3]> = view.parts.iter().map(|part| part.up).collect();
+        let by = ups[0];
+        let point = conv.window == Window::POINT && conv.spread.is_none();
+        if point && by != [1; 3] && ups.iter().all(|up| *up == by) {
+            let mut small = view;
+            small.parts.iter_mut().for_each(|part| part.up = [1; 3]);
+            let space = small.shape.space();
+            small.shape = small.shape.with_space(std::array::from_fn(|axis| space[axis] / by[axis]));
+            let shape = Shape { c: channels, ..small.shape };
+            let kind = Kind::Conv { window: conv.window, groups: conv.groups, weights: conv.weights, bias, requant };
+            let view = self.push(node, kind, vec![small], shape, quant)?;
+            return Ok(Value::Bytes(Known { view: view.enlarged(by), rank }));
+        }
+        let (kind, view) = match conv.spread {
+            Some(kernel) => {
+                let view = self.graph.plain(label(node), &view);
+                (Kind::Spread { kernel, weights: conv.weights, bias, requant }, view)
+            }
+            None => {
+                (Kind::Conv { window: conv.window, groups: conv.groups, weights: conv.weights, bias, requant }, view)
+            }
+        };
+        let view = self.push(node, kind, vec![view], conv.shape, quant)?;
+        Ok(Value::Bytes(Known { view, rank }))
+    }
+}
