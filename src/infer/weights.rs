@@ -37,7 +37,10 @@ pub(super) struct Weights {
     scales: Vec<f32>,
 }
 
-/// More channels or taps than this in one sum could leave 32 bits.
+/// Rows that one window sees at once, in bytes: those of a large 3-D layer take a tenth of this.
+const RING_MAX: usize = 64 << 20;
+
+/// Sums beyond this could leave 32 bits.
 const SUM_MAX: i64 = 1 << 30;
 
 impl Builder<'_> {
@@ -182,6 +185,13 @@ impl Builder<'_> {
         let window = sized_window(node, kernel, input.space(), rank)?;
         let space = window.over(input.space()).ok_or("its kernel is larger than its input")?;
         let (taps, own) = (window.taps(), weights.dims[1]);
+        let reach = |axis: usize| (kernel[axis] - 1) * window.dilation[axis] + 1;
+        let columns = input.w + window.before[2] + window.after[2];
+        let ring = [reach(0), reach(1), columns, input.c].into_iter().try_fold(1usize, usize::checked_mul);
+        let table = reach(0).checked_mul(taps * own);
+        if ring.is_none_or(|bytes| bytes > RING_MAX) || table.is_none_or(|steps| steps > RING_MAX) {
+            return Err("its window reaches too far".into());
+        }
         // From [output][channel][tap] to [output][tap][channel].
         let packed = (0..weights.values.len()).map(|n| {
             let (output, tap, channel) = (n / (taps * own), n / own % taps, n % own);

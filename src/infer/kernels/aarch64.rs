@@ -236,7 +236,7 @@ unsafe fn tile_i8mm<const T: usize, const V: usize>(job: &RowJob, first: usize) 
     }
 }
 
-/// Without dot products: bytes multiply into 16 bits, a group of steps is summed there, and pairs are widened.
+/// Without dot products: bytes multiply into 16 bits, a quad or a group of steps is summed there, and pairs are widened.
 #[inline(always)]
 unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob, first: usize) {
     // SAFETY: the job's pointers; NEON is always there.
@@ -246,8 +246,32 @@ unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob
         // Each register holds two channels, each as two sums of pairs.
         let mut sums = [[[vdupq_n_s32(0); 2]; V]; T];
         let mut weights = job.weights;
+        for quad in 0..job.quads {
+            let at = base.add(*job.offsets.add(quad) as usize);
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let x = veorq_u8(vld1q_u8(at.add(t * job.pixel)), vdupq_n_u8(0x80));
+                let x = vreinterpretq_s32_u8(x);
+                let x: [int8x16_t; 4] = [
+                    vreinterpretq_s8_s32(vdupq_laneq_s32::<0>(x)),
+                    vreinterpretq_s8_s32(vdupq_laneq_s32::<1>(x)),
+                    vreinterpretq_s8_s32(vdupq_laneq_s32::<2>(x)),
+                    vreinterpretq_s8_s32(vdupq_laneq_s32::<3>(x)),
+                ];
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    let w = vld1q_s8(weights.add(v * 16));
+                    let (mut low, mut high) = (vmull_s8(vget_low_s8(x[0]), vget_low_s8(w)), vmull_high_s8(x[0], w));
+                    for (step, x) in x.iter().enumerate().skip(1) {
+                        let w = vld1q_s8(weights.add((step * V + v) * 16));
+                        low = vmlal_s8(low, vget_low_s8(*x), vget_low_s8(w));
+                        high = vmlal_high_s8(high, *x, w);
+                    }
+                    *sum = [vpadalq_s16(sum[0], low), vpadalq_s16(sum[1], high)];
+                }
+            }
+            weights = weights.add(4 * V * 16);
+        }
         for group in 0..job.steps / G {
-            let at: [*const u8; G] = std::array::from_fn(|g| base.add(*job.offsets.add(group * G + g) as usize));
+            let at: [*const u8; G] = std::array::from_fn(|g| base.add(*job.offsets.add(job.quads + group * G + g) as usize));
             for (t, sums) in sums.iter_mut().enumerate() {
                 let mut products = [[vdupq_n_s16(0); 2]; V];
                 for (g, at) in at.iter().enumerate() {

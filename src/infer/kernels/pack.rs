@@ -40,11 +40,17 @@ impl Kernel {
                 plain(&steps, group)
             }
             Self::Neon => {
-                let (steps, group) = without_saturation(&steps, &[6, 4, 3, 2, 1], 255, single_loads);
-                plain(&steps, group)
+                let four_fit = |four: &[Step]| {
+                    let mut sums = vec![0; four[0].weights.len() * 4];
+                    for step in four {
+                        sums.iter_mut().zip(single_loads(step)).for_each(|(sum, load)| *sum += load.0);
+                    }
+                    sums.iter().all(|sum| *sum <= 255)
+                };
+                quads(steps, four_fit, in_order, |ones| without_saturation(ones, &[6, 4, 3, 2, 1], 255, single_loads))
             }
-            Self::Sdot => quads(steps, |four| four.iter().flat_map(|step| step.weights.iter().flatten().copied()).collect()),
-            Self::I8mm => quads(steps, squares),
+            Self::Sdot => quads(steps, |_| true, in_order, |ones| (ones.to_vec(), 1)),
+            Self::I8mm => quads(steps, |_| true, squares, |ones| (ones.to_vec(), 1)),
         }
     }
 }
@@ -55,17 +61,27 @@ fn plain(steps: &[Step], group: usize) -> Packed {
         quads: 0,
         steps: steps.len(),
         group,
-        weights: steps.iter().flat_map(|step| step.weights.iter().flatten().copied()).collect(),
+        weights: in_order(steps),
     }
 }
 
-/// Puts runs of four neighbouring steps first, the others after them.
-fn quads(steps: Vec<Step>, pack: impl Fn(&[Step]) -> Vec<i8>) -> Packed {
+/// `[step][lane][4]`.
+fn in_order(steps: &[Step]) -> Vec<i8> {
+    steps.iter().flat_map(|step| step.weights.iter().flatten().copied()).collect()
+}
+
+/// Puts runs of four neighbouring steps that `fit` first, the others after them in the order of `arrange`.
+fn quads(
+    steps: Vec<Step>,
+    fit: impl Fn(&[Step]) -> bool,
+    pack: impl Fn(&[Step]) -> Vec<i8>,
+    arrange: impl Fn(&[Step]) -> (Vec<Step>, usize),
+) -> Packed {
     let (mut fours, mut ones) = (Vec::new(), Vec::new());
     let mut rest = steps.as_slice();
     while let Some(first) = rest.first() {
         let run = rest.iter().enumerate().take_while(|(n, step)| step.plane == first.plane && step.at == first.at + 4 * n);
-        if run.take(4).count() == 4 {
+        if run.take(4).count() == 4 && fit(&rest[..4]) {
             fours.push(&rest[..4]);
             rest = &rest[4..];
         } else {
@@ -73,7 +89,8 @@ fn quads(steps: Vec<Step>, pack: impl Fn(&[Step]) -> Vec<i8>) -> Packed {
             rest = &rest[1..];
         }
     }
-    let mut packed = plain(&ones, 1);
+    let (ones, group) = arrange(&ones);
+    let mut packed = plain(&ones, group);
     packed.offsets.splice(0..0, fours.iter().map(|four| (four[0].plane, four[0].at)));
     packed.quads = fours.len();
     packed.weights.splice(0..0, fours.iter().flat_map(|four| pack(four)));
@@ -169,6 +186,9 @@ fn without_saturation(
         }
         groups
     };
+    if steps.is_empty() {
+        return (Vec::new(), 1);
+    }
     // A group of n steps costs n multiplications, and one more to widen its sum.
     let tried = sizes.iter().map(|size| (*size, arrange(*size)));
     let (size, groups) = tried.min_by_key(|(size, groups)| groups.len() * (size + 1)).expect("there are sizes to try");
