@@ -195,6 +195,13 @@ fn geometry(object: &mut serde_json::Map<String, Value>, arrangement: &Arrangeme
     );
 }
 
+/// What a person looks for first; the rest follows by the alphabet.
+const FIRST: [&str; 24] = [
+    "kind", "patient_name", "patient_id", "modality", "study_date", "study_description", "series_description", "manufacturer",
+    "files", "images", "volumes", "rows", "columns", "pixel_spacing_mm", "slice_thickness_mm", "shape", "zooms", "spacing_mm",
+    "dtype", "units", "geometry", "verdict", "affine_from", "affine_ras",
+];
+
 /// The same as text: a line per value, groups indented.
 fn write_text(value: &Value, indent: usize, out: &mut String) {
     let Some(object) = value.as_object() else { return };
@@ -203,7 +210,9 @@ fn write_text(value: &Value, indent: usize, out: &mut String) {
         Value::Array(items) => items.iter().map(ToString::to_string).collect::<Vec<_>>().join("  "),
         other => other.to_string(),
     };
-    for (name, v) in object {
+    let mut entries: Vec<_> = object.iter().collect();
+    entries.sort_by_key(|(name, _)| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
+    for (name, v) in entries {
         let label = format!("{:indent$}{}", "", name.replace('_', " "));
         match v {
             Value::Null => {}

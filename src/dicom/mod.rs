@@ -2,6 +2,7 @@
 
 pub mod build;
 mod elements;
+mod header;
 mod instance;
 mod jpeg12;
 mod pixels;
@@ -18,5 +19,6 @@ pub mod negotiation;
 
 pub use dicom_core::Tag;
 pub use dicom_dictionary_std::tags;
-pub use instance::{FrameHeader, Header, INSTANCE_BYTES_MAX, Instance, PixelFormat, UltrasoundRegion};
+pub use header::{FrameHeader, Header, PixelFormat, UltrasoundRegion};
+pub use instance::{INSTANCE_BYTES_MAX, Instance};
 pub use transfer::{Codec, TransferSyntax, decodable_transfer_syntaxes};

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::instance::{Instance, PixelFormat, PixelSource, malformed, native_bytes, unsupported};
+use super::header::PixelFormat;
+use super::instance::{Instance, PixelSource, malformed, native_bytes, unsupported};
 use super::jpeg12;
 use super::transfer::Codec;
 use crate::study::Rejection;
