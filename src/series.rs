@@ -42,7 +42,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             slices_max: 4096,
-            series_bytes_max: 4 << 30,
+            // Address space, not memory: a 32-bit board has little of it.
+            series_bytes_max: if cfg!(target_pointer_width = "64") { (1usize << 30).saturating_mul(4) } else { 1 << 29 },
             series_open_max: 16,
             settle: Duration::from_millis(500),
             idle: Duration::from_secs(60),
