@@ -121,6 +121,8 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--case", action="append", required=True)
+    parser.add_argument("--folder", default="prepared", help="of WORK: prepared, or evaluation")
+    parser.add_argument("--suffix", default="v", help="between a case's name and the number of its variant")
     parser.add_argument("--variants", type=int, default=2)
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--seed", type=int, default=100)
@@ -130,11 +132,11 @@ def main():
     library = nodules.Library(options.work / "shapes.npz", (4, 5) if options.held_out_shapes else (0, 4))
     for case in options.case:
         for variant in range(options.variants):
-            name = f"{case}-v{variant}"
+            name = f"{case}-{options.suffix}{variant}"
             if (options.out / f"{name}.nii").exists():
                 continue
             rng = np.random.default_rng([options.seed, variant, *case.encode()])
-            made = make(options.work / "prepared" / f"{case}.npz", library, rng, options.count, variant)
+            made = make(options.work / options.folder / f"{case}.npz", library, rng, options.count, variant)
             write(options.out, name, *made)
             print(name, made[0].shape, len(made[3]), "nodules", flush=True)
 

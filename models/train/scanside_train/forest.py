@@ -128,12 +128,12 @@ def main():
         return model.fit(x, y, sample_weight=w)
 
     # Each patient left out in turn: the honest figure of the second stage on the training scans.
-    patients = sorted({name.split("-v")[0] for name, *_ in cases})
+    patients = sorted({name.rsplit("-", 1)[0] for name, *_ in cases})
     before, after = [], []
     heat = names.index("heat") if "heat" in names else None
     for patient in patients:
-        model = fit([c for c in cases if c[0].split("-v")[0] != patient])
-        for _, rows, truth in (c for c in cases if c[0].split("-v")[0] == patient):
+        model = fit([c for c in cases if c[0].rsplit("-", 1)[0] != patient])
+        for _, rows, truth in (c for c in cases if c[0].rsplit("-", 1)[0] == patient):
             if not rows:
                 continue
             x, _, _ = stack([("", rows, truth)])

@@ -1,6 +1,9 @@
 """Training volumes: read every case once, label its lungs, keep both as .npz in the work folder (resumable).
 
     python -m scanside_train.prepare --data FOLDER [--data FOLDER ...] --work FOLDER [--luna16 F] [--lidc F]
+    python -m scanside_train.prepare --evaluation DICOM --lesion K,J,I,MM --work FOLDER
+
+The second form prepares a case to measure on, in WORK/evaluation, where no training looks.
 """
 
 from __future__ import annotations
@@ -31,15 +34,23 @@ def label(case):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", action="append", required=True, type=Path)
+    parser.add_argument("--data", action="append", default=[], type=Path)
+    parser.add_argument("--evaluation", type=Path, help="a DICOM folder to measure on, named by the folder above it")
+    parser.add_argument("--lesion", action="append", default=[], help="k,j,i,diameter of a known lesion in it")
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--luna16", type=Path)
     parser.add_argument("--lidc", type=Path)
     options = parser.parse_args()
-    folder = options.work / "prepared"
-    folder.mkdir(parents=True, exist_ok=True)
     skipped, used = readers.Skipped(), 0
-    for case in sources.cases(options.data, skipped, options.luna16, options.lidc):
+    folder = options.work / ("evaluation" if options.evaluation else "prepared")
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.evaluation:
+        case = readers.dicom_series(options.evaluation, options.evaluation.resolve().parent.name)
+        case.lesions = [tuple(float(v) for v in l.split(",")) for l in options.lesion]
+        found = [case]
+    else:
+        found = sources.cases(options.data, skipped, options.luna16, options.lidc)
+    for case in found:
         out = folder / f"{case.name}.npz"
         if not out.exists():
             plane, labels, plane_spacing = label(case)
