@@ -91,6 +91,7 @@ def main():
     parser.add_argument("--drop", action="append", default=[], help="a feature not to use")
     parser.add_argument("--trees", type=int, default=100)
     parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--false-positives", type=float, default=1.0, help="a scan, at the reporting threshold")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--version", default="0.1.0")
     options = parser.parse_args()
@@ -147,6 +148,10 @@ def main():
             points, cpm, found = froc.curve(scans)
             print(f"{name}, patients left out in turn: CPM {cpm:.3f}, found at all {found:.3f}, "
                   + " ".join(f"{p:g}:{v:.2f}" for p, v in points.items()), flush=True)
+    false = sorted((s for _, many in after for s in many), reverse=True)
+    limit = options.false_positives * len(after)
+    report = float(np.clip(false[int(limit)] if int(limit) < len(false) else 0.5, 0.05, 0.95))
+    print(f"confidence_min {report:.3f}: {options.false_positives:g} false positives a scan in patients left out", flush=True)
     model = fit(cases)
     x, y, _ = stack(cases)
     data = as_data(model, used)
@@ -168,7 +173,7 @@ def main():
     }, {
         "input": {"modality": "CT"},
         "output": {"kind": "probability", "labels": ["nodule"]},
-        "thresholds": {"report_probability_min": 0.5},
+        "thresholds": {"confidence_min": round(report, 3)},
         "golden": {"input": "golden/input.bin", "input_shape": list(rows.shape), "outputs": ["golden/probability.bin"],
                    "output_shapes": [[len(rows)]], "tolerance": 1e-6},
         "provenance": {"training_data": "candidates of nodule-detect in synthetic scans made from its training cases",

@@ -115,7 +115,7 @@ def package_nodules(options):
                 "box": ["dz_mm", "dy_mm", "dx_mm", "ln_diameter_mm"],
                 "box_scale": "times the pyramid factor: offsets and diameter are in mm of the 1.5 mm level",
             },
-            "thresholds": {"candidate_logit_min": options.candidate_logit, "report_logit_min": options.report_logit,
+            "thresholds": {"candidate_logit_min": options.candidate_logit, "confidence_min": 0.3,
                            "nms_diameter_fraction": 0.5, "coarse_diameter_mm_min": 10.0, "diameter_mm_max": 90.0},
             "cost": {"macs_per_run": nets.macs(network.spec, shape[2:])},
             "provenance": provenance("python -m scanside_train.train_nodules, then package nodule-detect",
@@ -133,7 +133,6 @@ def main():
     parser.add_argument("--results", type=Path, help="a Markdown file of measured figures for the card")
     parser.add_argument("--version", default="0.1.0")
     parser.add_argument("--candidate-logit", type=float, default=-3.0)
-    parser.add_argument("--report-logit", type=float, default=-1.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cost = package_lungs(options) if options.model == "lung-seg" else package_nodules(options)
