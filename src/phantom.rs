@@ -152,6 +152,11 @@ impl Phantom {
         for side in [Laterality::Right, Laterality::Left] {
             anatomy.grow(side, &mut random, &mut vessels);
         }
+        // A nodule that a vessel runs through has its centre somewhere else than the truth says.
+        vessels.retain(|v| {
+            let clear = |n: &NoduleTruth| v.distance_mm(n.centre_lps_mm) > n.diameter_mm / 2.0 + v.radius_mm + 1.5;
+            truth.iter().all(clear)
+        });
         Ok(Self { grid, seed: options.seed, noise_hu: options.noise_hu, anatomy, vessels, truth })
     }
 
