@@ -66,7 +66,6 @@ pub(super) fn sized_window(node: &NodeProto, kernel: [usize; 3], space: [usize; 
         }
         "VALID" => {}
         way @ ("SAME_UPPER" | "SAME_LOWER") => {
-            let space = space;
             for axis in 3 - spatial..3 {
                 let reach = (kernel[axis] - 1) * window.dilation[axis] + 1;
                 let output = space[axis].div_ceil(window.stride[axis]);

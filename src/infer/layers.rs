@@ -37,7 +37,7 @@ pub(super) enum Value {
     /// The real numbers that a quantized tensor means.
     Real(Known),
     /// Real numbers that become bytes when their `QuantizeLinear` tells the scale.
-    Pending(Pending),
+    Pending(Box<Pending>),
     /// Made by a node that failed.
     Lost,
 }
@@ -239,7 +239,7 @@ impl<'g> Builder<'g> {
                 let (a, b) = (self.bytes(node, 0, 1, 2)?, self.bytes(node, 3, 4, 5)?);
                 let to = self.quant(node, 6, 7, None)?;
                 let Value::Pending(pending) = self.two(node, [a, b])? else { unreachable!("sums are pending") };
-                self.resolve(node, pending, to)
+                self.resolve(node, *pending, to)
             }
             "Concat" => {
                 let views = (0..node.input.len()).map(|n| self.real(node, n)).collect::<Lower<Vec<_>>>()?;
@@ -252,7 +252,7 @@ impl<'g> Builder<'g> {
                     .collect::<Lower<Vec<_>>>()?;
                 let to = self.quant(node, 0, 1, None)?;
                 match self.concat(node, views)? {
-                    Value::Pending(pending) => self.resolve(node, pending, to),
+                    Value::Pending(pending) => self.resolve(node, *pending, to),
                     Value::Real(known) => Ok(requantized(known, to)),
                     _ => unreachable!("a concatenation is real or pending"),
                 }
@@ -275,11 +275,15 @@ impl<'g> Builder<'g> {
                         let table = std::array::from_fn(|byte| function(known.view.quant.real(byte as u8)));
                         self.pending(What::Function { view: known.view, table: Arc::new(table) }, known.rank)
                     }
-                    Value::Pending(Pending { what: What::Function { view, table }, low, high, rank, mut nodes }) => {
+                    Value::Pending(pending) => {
+                        let Pending { what: What::Function { view, table }, low, high, rank, mut nodes } = *pending else {
+                            return Err("its input is not quantized".into());
+                        };
                         let table = Arc::new(table.map(|real| function(real.max(low).min(high))));
                         nodes.push(self.at);
                         let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
-                        Ok(Value::Pending(Pending { what: What::Function { view, table }, low, high, rank, nodes }))
+                        let what = What::Function { view, table };
+                        Ok(Value::Pending(Box::new(Pending { what, low, high, rank, nodes })))
                     }
                     _ => Err("its input is not quantized".into()),
                 }
@@ -310,7 +314,7 @@ impl<'g> Builder<'g> {
                 let known = self.bytes(node, 0, 1, 2)?;
                 let to = self.quant(node, 3, 4, None)?;
                 let Value::Pending(pending) = self.average(node, known)? else { unreachable!("means are pending") };
-                self.resolve(node, pending, to)
+                self.resolve(node, *pending, to)
             }
             "GlobalAveragePool" => {
                 let known = self.real(node, 0)?;
@@ -325,7 +329,7 @@ impl<'g> Builder<'g> {
                 let Value::Pending(pending) = self.pending(What::GlobalAveragePool(known.view), known.rank)? else {
                     unreachable!("means are pending")
                 };
-                self.resolve(node, pending, to)
+                self.resolve(node, *pending, to)
             }
             "Resize" | "Upsample" => self.same(node, |builder, known| {
                 let by = builder.repeats(node, &known)?;
@@ -401,7 +405,7 @@ impl<'g> Builder<'g> {
 
     fn pending(&self, what: What, rank: usize) -> Lower<Value> {
         let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
-        Ok(Value::Pending(Pending { what, rank, low, high, nodes: vec![self.at] }))
+        Ok(Value::Pending(Box::new(Pending { what, rank, low, high, nodes: vec![self.at] })))
     }
 
     pub(super) fn push(&mut self, node: &NodeProto, kind: Kind, inputs: Vec<View>, shape: Shape, quant: Quant) -> Lower<View> {
@@ -446,7 +450,7 @@ impl<'g> Builder<'g> {
                 Ok(Value::Bytes(Known { view, rank }))
             }
             Value::Real(known) => Ok(requantized(known, quant)),
-            Value::Pending(pending) => self.resolve(node, pending, quant),
+            Value::Pending(pending) => self.resolve(node, *pending, quant),
             _ => Err("it quantizes bytes".into()),
         }
     }

@@ -165,7 +165,7 @@ impl<'g> Nodes<'g> {
             depth[n] =
                 before.iter().map(|p| depth[*p] + usize::from(candidate[*p] != candidate[n])).max().unwrap_or(0);
             // Candidates have even depths and others odd ones, wherever they begin.
-            depth[n] += usize::from((depth[n] % 2 == 0) != candidate[n]);
+            depth[n] += usize::from(depth[n].is_multiple_of(2) != candidate[n]);
             for p in before {
                 if candidate[n] && candidate[p] && depth[p] == depth[n] {
                     let (a, b) = (find(&mut leader, n), find(&mut leader, p));

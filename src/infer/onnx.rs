@@ -132,7 +132,7 @@ fn check_tensor(tensor: &TensorProto, name: &str) -> Result<(), EngineError> {
         8 => (1, tensor.string_data.len()),
         other => return Err(refuse(format!("tensor {name:?} has the unknown data type {other}"))),
     };
-    let have = if tensor.raw_data.is_empty() { typed } else if tensor.raw_data.len() % bytes == 0 {
+    let have = if tensor.raw_data.is_empty() { typed } else if tensor.raw_data.len().is_multiple_of(bytes) {
         tensor.raw_data.len() / bytes
     } else {
         usize::MAX
@@ -195,7 +195,7 @@ fn check_node(node: &NodeProto, constants: &HashSet<&str>, graph: &GraphProto) -
             refuse(format!("node {:?} ({}): its size {input:?} is not a constant of the file", label(node), node.op_type))
         })?;
         let product: f64 = numbers.iter().map(|v| v.abs().max(1.0)).product();
-        if !(product <= TENSOR_ELEMENTS_MAX as f64) {
+        if product.is_nan() || product > TENSOR_ELEMENTS_MAX as f64 {
             return Err(refuse(format!("node {:?} ({}) asks for the size {numbers:?}", label(node), node.op_type)));
         }
     }

@@ -173,11 +173,11 @@ impl Builder<'_> {
         let input = known.view.shape;
         let groups = usize::try_from(integer(node, "group", 1)).ok().filter(|g| *g > 0).ok_or("its groups")?;
         let rank = known.rank;
-        if rank < 4 || weights.dims.len() != rank || input.c % groups != 0 || weights.dims[1] * groups != input.c {
+        if rank < 4 || weights.dims.len() != rank || !input.c.is_multiple_of(groups) || weights.dims[1] * groups != input.c {
             return Err("its weights do not fit its input".into());
         }
         let outputs = weights.dims[0];
-        if outputs % groups != 0 {
+        if !outputs.is_multiple_of(groups) {
             return Err("its groups do not divide its outputs".into());
         }
         let mut kernel = [1; 3];

@@ -26,7 +26,7 @@ struct Planned {
 
 enum Step {
     Conv(Box<Conv>),
-    Simple(Simple),
+    Simple(Box<Simple>),
 }
 
 /// One step of a [`Program`], for people.
@@ -268,7 +268,7 @@ fn step(
             Work::Dequantize { from: from(0), output: *output, table: table.clone(), softmax: *softmax }
         }
     };
-    Step::Simple(Simple { work, shape, out, kernel })
+    Step::Simple(Box::new(Simple { work, shape, out, kernel }))
 }
 
 /// Gives each tensor a place for as long as it lives: the largest first, each at the lowest free offset.

@@ -263,8 +263,8 @@ unsafe fn tile_avx2<const T: usize, const V: usize, const G: usize>(job: &RowJob
             let at: [*const u8; G] = std::array::from_fn(|g| base.add(*job.offsets.add(group * G + g) as usize));
             for (t, sums) in sums.iter_mut().enumerate() {
                 let mut products = [_mm256_setzero_si256(); V];
-                for g in 0..G {
-                    let x = at[g].add(t * stride).cast::<i32>().read_unaligned();
+                for (g, at) in at.iter().enumerate() {
+                    let x = at.add(t * stride).cast::<i32>().read_unaligned();
                     let x = _mm256_set1_epi32(x);
                     for (v, product) in products.iter_mut().enumerate() {
                         let w = _mm256_loadu_si256(weights.add((g * V + v) * 32).cast());
