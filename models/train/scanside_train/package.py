@@ -115,7 +115,7 @@ def package_nodules(options):
                 "box": ["dz_mm", "dy_mm", "dx_mm", "ln_diameter_mm"],
                 "box_scale": "times the pyramid factor: offsets and diameter are in mm of the 1.5 mm level",
             },
-            "thresholds": {"candidate_logit_min": options.candidate_logit, "confidence_min": 0.3,
+            "thresholds": {"candidate_logit_min": options.candidate_logit, "confidence_min": 0.36,
                            "nms_diameter_fraction": 0.5, "coarse_diameter_mm_min": 10.0, "diameter_mm_max": 90.0},
             "cost": {"macs_per_run": nets.macs(network.spec, shape[2:])},
             "provenance": provenance("python -m scanside_train.train_nodules, then package nodule-detect",
