@@ -46,6 +46,8 @@ enum Command {
     Register(cli::register::Arguments),
     /// Puts an image on another grid, spacing or orientation.
     Resample(cli::resample::Arguments),
+    /// Labels an image with a segmentation package.
+    Segment(cli::segment::Arguments),
     /// Checks the box with the built-in phantom through the whole path.
     Selftest(cli::demo::SelftestArguments),
     /// Sends images to a scanside, or to any other DICOM application.
@@ -87,6 +89,7 @@ fn main() -> std::process::ExitCode {
         Command::Preview(arguments) => cli::preview::run(arguments),
         Command::Register(arguments) => cli::register::run(arguments),
         Command::Resample(arguments) => cli::resample::run(arguments),
+        Command::Segment(arguments) => cli::segment::run(arguments),
         Command::Selftest(arguments) => cli::demo::selftest(arguments),
         Command::Send(arguments) => cli::send::run(arguments),
         Command::Serve(arguments) => cli::serve::run(arguments),

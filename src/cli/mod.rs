@@ -23,6 +23,7 @@ pub mod phantom;
 pub mod preview;
 pub mod register;
 pub mod resample;
+pub mod segment;
 pub mod send;
 pub mod serve;
 pub mod smooth;

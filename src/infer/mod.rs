@@ -12,3 +12,5 @@ pub mod monai;
 mod onnx;
 pub mod package;
 mod weights;
+
+pub mod tiles;
