@@ -24,7 +24,7 @@ use scanside::report::line::LineReceiver;
 use scanside::report::wire::Memory;
 
 const SENDERS: usize = 3;
-const SLICES: usize = 12;
+const SLICES: usize = 30;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The near end of a pseudo-terminal that outlives every service that writes into the far one.
@@ -112,7 +112,7 @@ fn stream(scene: &Scene, sender: usize) {
                 Ok(()) => {
                     number += 1;
                     scene.answered.fetch_add(1, Ordering::SeqCst);
-                    std::thread::sleep(Duration::from_millis(3));
+                    std::thread::sleep(Duration::from_millis(10));
                 }
                 Err(SendError::Association(_)) => {
                     association = None;
@@ -181,7 +181,9 @@ fn what_was_answered_is_analysed_and_every_report_is_delivered_once() {
         }
         let expected = scene.series.lock().unwrap().len();
         let begun = Instant::now();
-        while delivered.lock().unwrap().len() < expected && begun.elapsed() < PATIENCE {
+        // What was killed before its release waits for the timer, a few series at a time.
+        let patience = PATIENCE + Duration::from_secs(expected as u64);
+        while delivered.lock().unwrap().len() < expected && begun.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(50));
         }
         // Longer than any timer: a second report would come now.

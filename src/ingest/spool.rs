@@ -4,6 +4,7 @@
 //! <spool>/lock                                  one service per spool
 //! <spool>/incoming/<series>/<instance>.dcm      acknowledged, not yet reported
 //! <spool>/incoming/<series>/<instance>.conflict other bytes came under the same SOP Instance UID
+//! <spool>/incoming/<series>/released            everybody who sent of it has gone in good order
 //! <spool>/reported/<series>                     which instances a reported series had
 //! ```
 //! Names are hashes of UIDs, never text from the wire. A file is written under another name, flushed, renamed, and its
@@ -11,7 +12,7 @@
 //! from. So a cut at any moment leaves an instance acknowledged and on disk, or neither; and a series that was reported
 //! but not yet removed is seen by the service in its journal, and forgotten again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -31,6 +32,9 @@ const STRIPES: usize = 16;
 
 /// Space that stays free on the disk beside the instance itself: journal and reports must be written on a full spool.
 const FREE_BYTES_MIN: u64 = 32 << 20;
+
+/// Name of the mark of a series that is released.
+const RELEASED: &str = "released";
 
 /// Reported series that are remembered, so that a sender who repeats himself gets no second report. The oldest go
 /// first; a series of 2,000 instances takes 100 KiB here.
@@ -132,6 +136,10 @@ pub struct Spool {
 #[derive(Default)]
 struct Index {
     incoming: HashMap<Name, BTreeMap<Name, Stamp>>,
+    /// Which series each sender that is still there has sent of, and how many instances.
+    senders: HashMap<SourceId, BTreeMap<Name, usize>>,
+    /// Series with a mark that all their senders have gone in good order.
+    released: HashSet<Name>,
     /// Names of the files in `reported`, oldest first.
     reported: Vec<Name>,
 }
@@ -209,8 +217,9 @@ impl Spool {
         Ok(spool)
     }
 
-    /// What was acknowledged before this start and not yet reported, series by series in a stable order. Its source is
-    /// [`SourceId::RECOVERED`], which has to be taken as lost: the rest of a series may still come from elsewhere.
+    /// What was acknowledged before this start and not yet reported, series by series in a stable order. Each series
+    /// whose senders had all gone in good order comes from a source of its own, and is released again; the source of the
+    /// others is [`SourceId::RECOVERED`], which has to be taken as lost: the rest of them may still come from elsewhere.
     /// Call it once, before the doors open.
     ///
     /// # Errors
@@ -222,6 +231,8 @@ impl Spool {
         for (series_name, series_folder) in self.series_folders()? {
             let mut conflicts = Vec::new();
             let mut stamps = BTreeMap::new();
+            let released = series_folder.join(RELEASED).exists();
+            let source = if released { SourceId::fresh() } else { SourceId::RECOVERED };
             for path in sorted_entries(&series_folder)? {
                 let (name, kind) = (name_of_file(&path), path.extension().and_then(|e| e.to_str()).unwrap_or(""));
                 match (name, kind) {
@@ -233,11 +244,12 @@ impl Spool {
                                 let stamp = Stamp::of(&file, &header);
                                 self.bytes.fetch_add(stamp.file_bytes, Ordering::Relaxed);
                                 stamps.insert(name, stamp);
-                                arrivals.push(arrival(path, SourceId::RECOVERED, header, stamp.file_bytes));
+                                arrivals.push(arrival(path, source, header, stamp.file_bytes));
                             }
                             Err(damage) => self.set_aside(&path, &damage)?,
                         }
                     }
+                    _ if path.file_name().is_some_and(|name| name == RELEASED) => {}
                     _ => log::warn!("{}: not a file of the spool, left alone", path.display()),
                 }
             }
@@ -245,10 +257,16 @@ impl Spool {
                 arrivals.extend(recovered_conflict(&path, &arrivals));
             }
             if stamps.is_empty() {
+                remove(&series_folder.join(RELEASED))?;
                 let _ = fs::remove_dir(&series_folder);
             } else {
                 flush_folder(&series_folder).map_err(disk("flush", &series_folder))?;
-                self.index().incoming.insert(series_name, stamps);
+                let mut index = self.index();
+                index.incoming.insert(series_name, stamps);
+                if released {
+                    index.released.insert(series_name);
+                    arrivals.push(Arrival::Released(source));
+                }
             }
         }
         flush_folder(&incoming).map_err(disk("flush", &incoming))?;
@@ -300,6 +318,8 @@ impl Spool {
                 stamps.remove(name);
             }
         }
+        // What is left came too late; nobody has said that it is all.
+        self.unmark_released(series, &folder)?;
         let mut index = self.index();
         if index.incoming.get(&series).is_some_and(BTreeMap::is_empty) {
             index.incoming.remove(&series);
@@ -362,6 +382,8 @@ impl Spool {
                 .into())),
             };
         }
+        // The series grows again: until its new sender has gone, too, a restart must not take it as sent.
+        self.unmark_released(series, &folder).map_err(io_error)?;
         self.reserve(stamp.file_bytes)?;
         let written = self.write_instance(series, &folder, &path, received.file);
         if let Err(error) = written {
@@ -370,7 +392,10 @@ impl Spool {
             let _ = fs::remove_dir(&folder);
             return Err(Refused::Told(out_of_space(error)));
         }
-        self.index().incoming.entry(series).or_default().insert(name, stamp);
+        let mut index = self.index();
+        index.incoming.entry(series).or_default().insert(name, stamp);
+        *index.senders.entry(received.source).or_default().entry(series).or_default() += 1;
+        drop(index);
         Ok((Stored::New, Some(arrival(path, received.source, header, stamp.file_bytes))))
     }
 
@@ -381,6 +406,33 @@ impl Spool {
             flush_folder(&self.folder.join("incoming"))?;
         }
         write_durably(path, file)
+    }
+
+    fn unmark_released(&self, series: Name, folder: &Path) -> Result<(), SpoolError> {
+        if self.index().released.remove(&series) {
+            remove(&folder.join(RELEASED))?;
+        }
+        Ok(())
+    }
+
+    /// Marks the series that this sender was the last to send of: should the power go now, the next start knows that
+    /// nothing more comes, and waits for no timer. One image from one sender is how some scanners send them all, so it
+    /// marks nothing (the assembler holds it the same way).
+    fn mark_released(&self, source: SourceId) -> Result<(), SpoolError> {
+        let _open = self.gate.read().unwrap_or_else(|e| e.into_inner());
+        let done: Vec<Name> = {
+            let mut index = self.index();
+            let sent = index.senders.remove(&source).unwrap_or_default();
+            let others = |series: &Name| index.senders.values().any(|sent| sent.contains_key(series));
+            let over = |series: &Name, sent: usize| sent > 1 && index.incoming.contains_key(series) && !others(series);
+            sent.into_iter().filter(|(series, sent)| over(series, *sent)).map(|(series, _)| series).collect()
+        };
+        for series in done {
+            let mark = self.series_folder(series).join(RELEASED);
+            write_durably(&mark, &[]).map_err(disk("write", &mark))?;
+            self.index().released.insert(series);
+        }
+        Ok(())
     }
 
     /// Claims room in the budget and makes sure that the disk has it.
@@ -523,10 +575,14 @@ impl Intake for Spool {
     }
 
     fn released(&self, source: SourceId) {
+        if let Err(error) = self.mark_released(source) {
+            log::error!("source {}: {error}; after a restart its series would wait for the timer", source.0);
+        }
         self.announce(Arrival::Released(source));
     }
 
     fn lost(&self, source: SourceId) {
+        self.index().senders.remove(&source);
         self.announce(Arrival::Lost(source));
     }
 }
@@ -541,7 +597,7 @@ fn recovered_conflict(mark: &Path, recovered: &[Arrival]) -> Option<Arrival> {
     let spoilt = mark.with_extension("dcm");
     recovered.iter().rev().find_map(|arrival| match arrival {
         Arrival::Instance(instance) if instance.path == spoilt => Some(Arrival::Conflict {
-            source: SourceId::RECOVERED,
+            source: instance.source,
             series: instance.series.clone(),
             sop_instance: instance.sop_instance.clone(),
             rejection: conflict_rejection(&instance.sop_instance),
@@ -790,6 +846,46 @@ mod tests {
         bench.spool.forget(&uid("1.2.3.1"), &[uid("1.2.3.1.1")]).unwrap();
         assert_eq!(files(&dir.path().join("incoming")).len(), 1);
         assert!(bench.spool.bytes() > 0);
+    }
+
+    #[test]
+    fn a_release_is_remembered_until_the_series_grows_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let series = |n: u64| format!("1.2.3.{n}");
+        let first = bench(dir.path(), SpoolLimits::default());
+        let store = |bench: &Bench, source, n: u64, sop: &str| {
+            let file = instance(&series(n), &format!("{}.{sop}", series(n)), b"12");
+            bench.spool.store(Received { source: SourceId(source), sop_instance: None, file: &file }).unwrap()
+        };
+        for (source, n, sop) in [(11, 1, "1"), (11, 1, "3"), (11, 2, "1"), (11, 2, "3"), (12, 2, "2"), (15, 4, "1")] {
+            store(&first, source, n, sop);
+        }
+        store(&first, 13, 3, "1");
+        first.spool.released(SourceId(11));
+        first.spool.lost(SourceId(13));
+        first.spool.released(SourceId(15));
+        drop(first);
+        let released = |bench: &Bench| {
+            let arrivals = bench.spool.recover().unwrap();
+            let sources: Vec<SourceId> =
+                arrivals.iter().filter_map(|a| if let Arrival::Released(source) = a { Some(*source) } else { None }).collect();
+            let of_released = |a: &Arrival| match a {
+                Arrival::Instance(instance) if sources.contains(&instance.source) => Some(instance.series.to_string()),
+                Arrival::Instance(instance) => {
+                    assert_eq!(instance.source, SourceId::RECOVERED);
+                    None
+                }
+                _ => None,
+            };
+            arrivals.iter().filter_map(of_released).collect::<Vec<_>>()
+        };
+        let second = bench(dir.path(), SpoolLimits::default());
+        assert_eq!(released(&second), ["1.2.3.1"; 2], "another sender, lost, one image alone");
+        store(&second, 14, 1, "2");
+        drop(second);
+        let third = bench(dir.path(), SpoolLimits::default());
+        assert_eq!(released(&third), [] as [&str; 0]);
+        third.spool.forget_series(&uid("1.2.3.1")).unwrap();
     }
 
     #[test]
