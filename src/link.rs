@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
+use serialport::{DataBits, FlowControl, Parity, StopBits};
 
 pub use memory::{Cable, MemoryLink, Weather, memory_pair};
 
@@ -56,21 +57,38 @@ impl Descriptor {
     /// The system's; [`io::ErrorKind::ResourceBusy`] when another process of ours has it, since two senders on one line
     /// would spoil each other's frames; [`io::ErrorKind::InvalidInput`] when the path is no terminal or knows no such speed.
     pub fn serial(path: &Path, baud: u32) -> io::Result<Self> {
+        let refuse = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+        let name = path.to_str().ok_or_else(|| refuse("the path is not UTF-8"))?;
+        // Bytes go through a handle of our own: on the crate's one a write to a full line blocks for as long as it is full.
         // Without NONBLOCK the open itself waits for carrier on some adapters; NOCTTY keeps a line break from being a signal.
         let flags = OFlags::NOCTTY | OFlags::NONBLOCK;
         let file = File::options().read(true).write(true).custom_flags(flags.bits() as i32).open(path)?;
-        // TIOCEXCL would outlive a killed process for as long as anyone else holds the device; this lock does not.
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        let lock = |kind| flock(&file, kind).map_err(|error| match error {
             rustix::io::Errno::WOULDBLOCK => io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process"),
             other => other.into(),
-        })?;
-        let refuse = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
-        let mut settings = tcgetattr(&file).map_err(|_| refuse("not a serial device"))?;
-        settings.make_raw();
-        settings.control_modes |= ControlModes::CLOCAL | ControlModes::CREAD;
-        settings.control_modes &= !(ControlModes::CSTOPB | ControlModes::CRTSCTS | ControlModes::HUPCL);
-        settings.set_speed(baud).map_err(|_| refuse("the device does not know this speed"))?;
+        });
+        lock(FlockOperation::NonBlockingLockExclusive)?;
+        tcgetattr(&file).map_err(|_| refuse("not a serial device"))?;
+        // The crate takes a lock too, on a handle of its own, so ours is shared for that moment. Nobody else gets in:
+        // whoever tries begins with the exclusive one. TIOCEXCL, which the crate would set otherwise, outlives a killed
+        // process for as long as anyone else holds the device; locks do not.
+        lock(FlockOperation::NonBlockingLockShared)?;
+        let port = serialport::new(name, baud)
+            .data_bits(DataBits::Eight)
+            .parity(Parity::None)
+            .stop_bits(StopBits::One)
+            .flow_control(FlowControl::None)
+            .exclusive(false)
+            .open_native()?;
+        drop(port);
+        lock(FlockOperation::NonBlockingLockExclusive)?;
+        // What the crate leaves alone: the modem lines stay up when we close, as some adapters reset what hangs on them.
+        let mut settings = tcgetattr(&file)?;
+        settings.control_modes &= !ControlModes::HUPCL;
         tcsetattr(&file, OptionalActions::Now, &settings)?;
+        if settings.output_speed().abs_diff(baud) > baud / 20 {
+            return Err(refuse("the device does not know this speed"));
+        }
         Ok(Self(file.into()))
     }
 
@@ -211,6 +229,8 @@ fn lost() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
@@ -278,6 +298,40 @@ mod tests {
         drop(pty);
         assert!(far.read(&mut [0; 8], SOON).is_err());
         assert!(far.write(&[1], SOON).is_err());
+    }
+
+    #[test]
+    fn of_many_who_open_a_line_at_once_never_two_have_it() {
+        let pty = Pty::open().unwrap();
+        let port = SerialPort::new(pty.path());
+        let (owners, opened) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        match port.open() {
+                            Ok(link) => {
+                                assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0);
+                                std::thread::yield_now();
+                                opened.fetch_add(1, Ordering::SeqCst);
+                                owners.fetch_sub(1, Ordering::SeqCst);
+                                drop(link);
+                            }
+                            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}"),
+                        }
+                    }
+                });
+            }
+        });
+        assert_ne!(opened.into_inner(), 0);
+        port.open().unwrap();
+    }
+
+    #[test]
+    fn a_speed_of_no_standard_is_set_as_asked() {
+        let pty = Pty::open().unwrap();
+        let far = Descriptor::serial(pty.path(), 250_001).unwrap();
+        assert_eq!(tcgetattr(&far.0).unwrap().output_speed(), 250_001);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ```
 //! Each arrow is a bounded channel; a full one blocks what is before it, and at last the sender. No cycle, so no deadlock.
 
+mod admission;
 pub mod analysis;
 mod line;
 pub mod supervisor;
@@ -20,6 +21,7 @@ use crossbeam_channel::{Receiver, bounded};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use self::admission::Admission;
 use self::analysis::{Analyst, EarlySlice};
 use self::line::{Job, Line};
 use self::supervisor::{Hearts, memory_kib};
@@ -293,6 +295,7 @@ impl Service {
     }
 
     fn open_doors(&mut self, spool: &Arc<Spool>) -> Result<(), ServiceError> {
+        let intake: Arc<dyn Intake> = Arc::new(Admission::new(Arc::clone(spool) as _, Arc::clone(&self.shared.journal)));
         let settings = self.shared.settings.dicom.clone();
         if let Some(listen) = settings.listen {
             let title = |text: &str| AeTitle::parse(text).map_err(|e| ServiceError::Setting(format!("dicom: {e}")));
@@ -307,7 +310,7 @@ impl Service {
                 idle: Duration::from_secs(settings.idle_s),
                 ..DicomConfig::new(listen)
             };
-            self.dicom = Some(DicomServer::start(config, Arc::clone(spool) as Arc<dyn Intake>)?);
+            self.dicom = Some(DicomServer::start(config, Arc::clone(&intake))?);
         }
         let inbox = &self.shared.settings.inbox;
         if let Some(folder) = &inbox.path {
@@ -316,7 +319,7 @@ impl Service {
                 settle: Duration::from_secs(inbox.settle_s),
                 instance_bytes_max: (settings.instance_mib_max << 20) as usize,
             };
-            self.inbox = Some(InboxWatcher::start(config, Arc::clone(spool) as Arc<dyn Intake>)?);
+            self.inbox = Some(InboxWatcher::start(config, Arc::clone(&intake))?);
         }
         if let Some(path) = &self.shared.settings.socket.path {
             let bytes_max = settings.instance_mib_max << 20;
@@ -327,7 +330,7 @@ impl Service {
             };
             let shared = Arc::clone(&self.shared);
             let services = Services {
-                intake: Arc::clone(spool) as Arc<dyn Intake>,
+                intake,
                 frames: None,
                 journal: Arc::clone(&self.shared.journal),
                 status: Arc::new(move || serde_json::json!(shared.status())),
@@ -372,9 +375,10 @@ impl Shared {
             progress(Progress { stage: "segment", done: 0, total: 1 });
             log::info!("series {series}: {} instances are complete", job.series.instances);
             let analysed = self.analyst.analyse(&job.series, &job.unread, Timestamp::now(), &progress);
+            // Before the report is out: nobody may read in the status that a series is worked on whose report he has.
+            *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.deliver(analysed.report, &job, spool);
             self.analyst.forget_early(&series);
-            *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 
@@ -406,13 +410,15 @@ impl Shared {
     }
 
     fn status(&self) -> Status {
+        // The journal is read first: a report that comes in between is of a series that is no longer worked on.
+        let (reported, journal) = (self.reported.load(Ordering::Relaxed), self.journal.status());
         let working_on = self.working_on.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Status {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
-            reported: self.reported.load(Ordering::Relaxed),
+            reported,
             working_on: working_on.map(|(series, p)| (series, p.stage, p.done, p.total)),
-            journal: self.journal.status(),
+            journal,
             memory_peak_mib: memory_kib().0 / 1024,
             memory_budget_mib: self.settings.memory.budget_mib,
             stalled: self.hearts.stalled(Instant::now(), STALL_AFTER),
