@@ -10,7 +10,7 @@ use super::blobs::{self, Blob};
 use super::lungs::Lungs;
 use crate::exam::{ExamError, Progress};
 use crate::infer::engine::{EngineError, Session};
-use crate::infer::grid::{Filling, Frame, WorkGrid};
+use crate::infer::grid::{Line, Filling, Frame, WorkGrid};
 use crate::infer::manifest::Manifest;
 use crate::pool::Pool;
 use crate::volume::Volume;
@@ -300,7 +300,20 @@ impl Level {
                 return Vec::new();
             }
             let m = blobs::MARGIN;
-            let mut blobs = blobs::find(slab.slice(s![margin - m..end[0] + m, y - m..end[1] + m, x - m..end[2] + m]));
+            let seen = slab.slice(s![margin - m..end[0] + m, y - m..end[1] + m, x - m..end[2] + m]);
+            let mut blobs = blobs::find(seen);
+            // Once more without what surrounds the lungs: a nodule on the pleura is no blob beside the chest wall.
+            let mut alone = seen.to_owned();
+            let [_, _, first_mm] = self.mm(n, [0.0, 0.0, (x - m) as f64]);
+            let along_x = Line { first_mm, step_mm: self.grid.spacing_mm[2] };
+            for (k, mut plane) in alone.outer_iter_mut().enumerate() {
+                for (j, mut row) in plane.outer_iter_mut().enumerate() {
+                    let [z_mm, y_mm, _] = self.mm(n, [(margin - m + k) as f64, (y - m + j) as f64, 0.0]);
+                    let row = row.as_slice_mut().expect("a fresh array is contiguous");
+                    lungs.fill_outside(z_mm, y_mm, along_x, LUNG_HU, row);
+                }
+            }
+            blobs.extend(blobs::find(alone.view()));
             for blob in &mut blobs {
                 let [bz, by, bx] = blob.centre;
                 blob.centre = self.mm(n, [bz + (margin - m) as f64, by + (y - m) as f64, bx + (x - m) as f64]);
@@ -313,6 +326,9 @@ impl Level {
         Ok(())
     }
 }
+
+/// What stands for everything outside the lungs: lung.
+const LUNG_HU: f32 = -850.0;
 
 /// Voxels of a block in plane: its six copies fit a cache of megabytes, and the margin is not yet most of the work.
 const BLOB_BLOCK: usize = 64;

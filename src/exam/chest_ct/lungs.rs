@@ -458,6 +458,30 @@ impl Lungs {
         }
     }
 
+    /// The cells along a row of places, and where they lie from right to left.
+    fn row_at(&self, z_mm: f64, y_mm: f64) -> Option<(&[u8], Line)> {
+        let z = self.nearest_slice(z_mm)?;
+        let [along_y, along_x] = self.lines(z);
+        let y = along_y.index(y_mm).round();
+        (y >= 0.0 && y < self.shape[0] as f64).then(|| {
+            let start = z * self.plane() + y as usize * self.shape[1];
+            (&self.cells[start..start + self.shape[1]], along_x)
+        })
+    }
+
+    /// Fills what lies outside the closed lungs, of a row of values at `x_mm`, so that a nodule on the pleura or the
+    /// diaphragm stands free.
+    pub fn fill_outside(&self, z_mm: f64, y_mm: f64, x_mm: Line, value: f32, row: &mut [f32]) {
+        let Some((cells, along_x)) = self.row_at(z_mm, y_mm) else { return row.fill(value) };
+        for (i, v) in row.iter_mut().enumerate() {
+            let x = along_x.index(x_mm.at(i as f64)).round();
+            let cell = if x >= 0.0 { cells.get(x as usize) } else { None };
+            if cell.is_none_or(|cell| cell & (CLOSED[0] | CLOSED[1]) == 0) {
+                *v = value;
+            }
+        }
+    }
+
     /// Whether a candidate may lie here: in a closed lung or within 4 mm of one in plane, since a centre is a guess.
     pub fn gate(&self, zyx_mm: [f64; 3]) -> bool {
         let [z, y, x] = zyx_mm;

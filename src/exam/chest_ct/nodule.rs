@@ -72,13 +72,14 @@ impl Nodule {
         let reach = (0.9 * candidate.diameter_mm + 6.0).clamp(REACH_MM_MIN, REACH_MM_MAX);
         let cut = Cut::out_of(volume, lungs, candidate.centre_mm, reach)?;
         let lung_hu = cut.lung_hu();
-        let (seed, core_hu) = cut.core(candidate)?;
+        let allowed = cut.inside(lungs);
+        let (seed, core_hu) = cut.core(candidate, &allowed)?;
         let threshold = ((lung_hu + core_hu.min(60.0)) / 2.0).clamp(-720.0, -300.0);
         let ball = (0.8 * candidate.diameter_mm + 3.0).min(reach);
-        let mut grown = cut.grow(seed, threshold, ball, lungs);
+        let mut grown = cut.grow(seed, threshold, ball, &allowed);
         if cut.spills(&grown, ball) {
             // It sits on something large, the diaphragm or the chest wall: no further than the detector saw it.
-            grown = cut.grow(seed, threshold, (0.5 * candidate.diameter_mm + 1.5).min(reach), lungs);
+            grown = cut.grow(seed, threshold, (0.5 * candidate.diameter_mm + 1.5).min(reach), &allowed);
         }
         let opened = cut.open(&grown, seed, candidate.diameter_mm);
         let mask = if opened.count >= 3 { opened } else { grown.clone_mask() };
@@ -238,13 +239,25 @@ impl Cut {
     }
 
     /// The brightest spot near the centre, as mean over its neighbours in plane: where, and how bright.
-    fn core(&self, candidate: &Candidate) -> Option<([usize; 3], f64)> {
-        let near = (0.3 * candidate.diameter_mm).clamp(1.5, 6.0).powi(2);
+    fn core(&self, candidate: &Candidate, allowed: &Array3<bool>) -> Option<([usize; 3], f64)> {
+        // Of a nodule on the pleura the middle may lie outside the closed lung: then the brightest of its near side.
+        let near = (0.3 * candidate.diameter_mm).clamp(1.5, 6.0);
+        let wide = 0.5 * candidate.diameter_mm + 1.5;
+        let found = [near, wide].into_iter().find_map(|reach_mm| self.brightest(reach_mm, allowed));
+        // Slices further apart than the search reaches: the nearest voxel.
+        found.or_else(|| {
+            let at = self.centre.map(|v| v.round() as usize);
+            self.hu.get(at).map(|v| (at, f64::from(*v)))
+        })
+    }
+
+    /// The voxel whose in-plane neighbourhood is brightest, of those allowed within a reach of the centre.
+    fn brightest(&self, reach_mm: f64, allowed: &Array3<bool>) -> Option<([usize; 3], f64)> {
         let mut best: Option<([usize; 3], f64)> = None;
         for k in 0..self.shape[0] {
             for j in 1..self.shape[1].saturating_sub(1) {
                 for i in 1..self.shape[2].saturating_sub(1) {
-                    if self.mm2([k, j, i], self.centre) > near {
+                    if !allowed[[k, j, i]] || self.mm2([k, j, i], self.centre) > reach_mm * reach_mm {
                         continue;
                     }
                     let mut sum = 0.0;
@@ -259,19 +272,20 @@ impl Cut {
                 }
             }
         }
-        // Slices further apart than the search reaches: the nearest voxel.
-        best.or_else(|| {
-            let at = self.centre.map(|v| v.round() as usize);
-            self.hu.get(at).map(|v| (at, f64::from(*v)))
-        })
+        best
+    }
+
+    /// The voxels of the closed lungs.
+    fn inside(&self, lungs: &Lungs) -> Array3<bool> {
+        let mut inside = Array3::from_elem(self.shape, false);
+        for (k, mut slice) in inside.outer_iter_mut().enumerate() {
+            lungs.closed_window(k + self.first[0], [self.first[1], self.first[2]], slice.view_mut());
+        }
+        inside
     }
 
     /// What is connected with the seed above the threshold, inside a ball round the centre and inside the closed lung.
-    fn grow(&self, seed: [usize; 3], threshold: f64, ball_mm: f64, lungs: &Lungs) -> Mask {
-        let mut allowed = Array3::from_elem(self.shape, false);
-        for (k, mut slice) in allowed.outer_iter_mut().enumerate() {
-            lungs.closed_window(k + self.first[0], [self.first[1], self.first[2]], slice.view_mut());
-        }
+    fn grow(&self, seed: [usize; 3], threshold: f64, ball_mm: f64, allowed: &Array3<bool>) -> Mask {
         let ball = ball_mm * ball_mm;
         let mut marked = Array3::from_elem(self.shape, false);
         let mut count = 0;
