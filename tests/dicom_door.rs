@@ -52,7 +52,9 @@ impl Door {
     }
 
     fn stored(&self) -> Vec<PathBuf> {
-        files(&self.folder.path().join("incoming"))
+        let all = files(&self.folder.path().join("incoming"));
+        // The mark of a series whose sender has gone is no instance.
+        all.into_iter().filter(|path| path.file_name().is_some_and(|name| name != "released")).collect()
     }
 
     fn connect(&self) -> TcpStream {
