@@ -2,6 +2,8 @@
 
 #[path = "support/instances.rs"]
 mod instances;
+#[path = "support/seeded.rs"]
+mod seeded;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -19,6 +21,7 @@ use scanside::dicom::dimse::{CommandSet, Status};
 use scanside::dicom::negotiation::{AbortReason, AeTitle, Context, abort_pdu, release_request_pdu, request_pdu};
 use scanside::ingest::dicom::{DicomConfig, DicomServer};
 use scanside::ingest::spool::{Arrival, Spool, SpoolLimits};
+use seeded::Seeded;
 
 /// A door with a spool behind it, and somebody who listens to what arrives.
 struct Door {
@@ -439,22 +442,6 @@ fn shutting_down_aborts_who_is_there_and_frees_the_port() {
     assert_eq!(read_pdu(&mut stream), Some(abort_pdu(AbortReason::Unspecified)));
     drop(stream);
     assert!(TcpStream::connect(address).is_err());
-}
-
-/// xorshift64*: the same thousand attacks on every run.
-struct Seeded(u64);
-
-impl Seeded {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
 }
 
 /// A valid conversation, damaged: bits flipped, cut, doubled, swapped, or with a length that lies.

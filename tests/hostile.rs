@@ -3,6 +3,8 @@
 
 #[path = "support/instances.rs"]
 mod instances;
+#[path = "support/seeded.rs"]
+mod seeded;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,6 +19,7 @@ use scanside::dicom::client::{Peer, SendError, StoreAssociation, echo};
 use scanside::dicom::file;
 use scanside::dicom::negotiation::AeTitle;
 use scanside::ingest::socket::{Client, ClientError};
+use seeded::Seeded;
 
 const DEFLATED: &str = "1.2.840.10008.1.2.1.99";
 const RLE: &str = "1.2.840.10008.1.2.5";
@@ -84,22 +87,6 @@ impl Service {
         Client::connect(&self.socket(), "test").unwrap().status().expect("the socket answers");
         let said = self.said.lock().unwrap();
         assert!(!said.contains("panicked") && !said.contains("internal fault"), "{said}");
-    }
-}
-
-/// xorshift64*
-struct Seeded(u64);
-
-impl Seeded {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
     }
 }
 
@@ -262,7 +249,7 @@ fn odd_files_of_other_projects_get_an_answer() {
 
 /// The test files that pydicom brings along.
 fn odd_files() -> Option<PathBuf> {
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("SCANSIDE_PYTHON").unwrap_or_else(|_| "python3".into());
     let program = "import pydicom.data, os; print(os.path.join(os.path.dirname(pydicom.data.__file__), 'test_files'))";
     let out = Command::new(python).args(["-c", program]).output().ok().filter(|out| out.status.success())?;
     let folder = PathBuf::from(String::from_utf8(out.stdout).ok()?.trim());

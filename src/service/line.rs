@@ -99,10 +99,9 @@ impl Line {
     fn handle(&mut self, arrival: Arrival, now: Instant) -> Option<Arrival> {
         match arrival {
             Arrival::Instance(instance) => self.add(instance, now).map(Arrival::Instance),
-            Arrival::Conflict { series, rejection, source, sop_instance } => {
+            Arrival::Conflict { series, rejection, .. } => {
                 log::warn!("series {series}: {rejection}");
-                self.assembler.spoil(&series, rejection.clone());
-                let _ = (source, sop_instance);
+                self.assembler.spoil(&series, rejection);
                 None
             }
             Arrival::Released(source) => {
