@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::exam::registry::ExamKind;
 use crate::pool::THREADS_MAX;
 
 /// Fragments that inherit may be this deep; more is a circle.
@@ -81,6 +82,8 @@ pub struct Settings {
     pub work: Work,
     /// The promise.
     pub memory: Memory,
+    /// What is done to series.
+    pub exams: Exams,
     /// Model packages.
     pub models: Models,
 }
@@ -183,6 +186,20 @@ pub struct Memory {
     pub budget_mib: u64,
 }
 
+/// `[exams]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Exams {
+    /// Those whose packages are loaded, by name; a series of another modality is reported as `not_attempted`.
+    pub run: Vec<ExamKind>,
+}
+
+impl Default for Exams {
+    fn default() -> Self {
+        Self { run: ExamKind::ALL.to_vec() }
+    }
+}
+
 /// `[models]`
 #[derive(Debug, Clone, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -205,6 +222,7 @@ impl Default for Settings {
             series: Series { quiet_s: 60, slices_max: 4096, growing_max: 8 },
             work: Work { threads: 0 },
             memory: Memory { budget_mib: 768 },
+            exams: Exams { run: ExamKind::ALL.to_vec() },
             models: Models::default(),
         }
     }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 use scanside::dicom::Instance;
-use scanside::exam::chest_ct::ChestCt;
+use scanside::exam::registry::{ExamKind, Exams};
 use scanside::exam::{LabelMap, Progress};
 use scanside::geometry::Verdict;
 use scanside::infer::package::{Models, Trust};
@@ -31,9 +32,9 @@ pub struct Arguments {
     /// Where the results go; made when it is not there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Which exam; without it, the one for the modality
-    #[arg(long, value_name = "NAME", value_parser = [ChestCt::NAME])]
-    exam: Option<String>,
+    /// Which exam; without it, the one for the modality (CT: chest-ct)
+    #[arg(long, value_name = "NAME", value_parser = exam_names())]
+    exam: Option<ExamKind>,
     /// Which series, when there are several; without it, the one with the most slices
     #[arg(long, value_name = "UID")]
     series: Option<String>,
@@ -54,15 +55,20 @@ struct Found {
     unread: Vec<Unread>,
 }
 
+fn exam_names() -> impl TypedValueParser<Value = ExamKind> {
+    let names = PossibleValuesParser::new(ExamKind::ALL.map(ExamKind::name));
+    names.map(|name| ExamKind::named(&name).expect("one of the names above"))
+}
+
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let path = &arguments.path;
     let meta = std::fs::metadata(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
     let scratch = Scratch::new()?;
     let found = if meta.is_file() && is_nifti(path) {
-        from_nifti(path)?
+        from_nifti(path, arguments.exam)?
     } else {
-        from_dicom(path, &scratch.0, arguments.series.as_deref())?
+        from_dicom(path, &scratch.0, arguments.series.as_deref(), arguments.exam)?
     };
     let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let models = Models::new(arguments.models.clone(), Trust::default());
@@ -71,7 +77,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         version: env!("CARGO_PKG_VERSION").into(),
         uid: Uid::derived(b"scanside analyze"),
     };
-    let analyst = Analyst::load(&models, threads, device, scratch.0.clone()).map_err(Failure::impossible)?;
+    let exams = match arguments.exam {
+        Some(kind) => Exams::only(&models, kind),
+        None => {
+            let fitting = ExamKind::ALL.into_iter().filter(|kind| kind.modality() == found.series.modality);
+            Exams::load(&models, &fitting.collect::<Vec<_>>())
+        }
+    };
+    let analyst = Analyst::new(exams.map_err(Failure::impossible)?, threads, device, scratch.0.clone());
     let steps = Steps::new();
     let progress = |p: Progress| steps.show(p.stage, p.done, p.total);
     let Analysed { report, drawn } = analyst.analyse(&found.series, &found.unread, Timestamp::now(), &progress);
@@ -103,7 +116,7 @@ fn is_nifti(path: &Path) -> bool {
 }
 
 /// A NIfTI file as a series of its own; its UID depends on its bytes, so that the same file gives the same report.
-fn from_nifti(path: &Path) -> Result<Found, Failure> {
+fn from_nifti(path: &Path, exam: Option<ExamKind>) -> Result<Found, Failure> {
     let volume = nifti::read(path).map_err(Failure::impossible)?;
     let mut seed = Vec::new();
     let grid = volume.grid();
@@ -143,7 +156,8 @@ fn from_nifti(path: &Path) -> Result<Found, Failure> {
     let series = SeriesOutcome {
         series: uid.clone(),
         study: uid,
-        modality: Modality::Ct,
+        // A NIfTI does not say what made it; CT is what most are.
+        modality: exam.map_or(Modality::Ct, ExamKind::modality),
         instances: 1,
         opened: now,
         last: now,
@@ -153,7 +167,7 @@ fn from_nifti(path: &Path) -> Result<Found, Failure> {
 }
 
 /// All DICOM below the path, put together, and of several series the one that is asked for or the largest.
-fn from_dicom(path: &Path, scratch: &Path, wanted: Option<&str>) -> Result<Found, Failure> {
+fn from_dicom(path: &Path, scratch: &Path, wanted: Option<&str>, exam: Option<ExamKind>) -> Result<Found, Failure> {
     let files = super::files_below(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
     // A folder is complete when it has been read: no timer may end its series before.
     let hour = Duration::from_secs(3600);
@@ -206,7 +220,11 @@ fn from_dicom(path: &Path, scratch: &Path, wanted: Option<&str>) -> Result<Found
         }));
     }
     log::info!("{}: {images} images, {} series", path.display(), finished.len());
-    finished.sort_by_key(|series| std::cmp::Reverse((series.modality == Modality::Ct, series.instances)));
+    let fits = |series: &SeriesOutcome| match exam {
+        Some(exam) => exam.modality() == series.modality,
+        None => ExamKind::ALL.iter().any(|kind| kind.modality() == series.modality),
+    };
+    finished.sort_by_key(|series| std::cmp::Reverse((fits(series), series.instances)));
     let mut series = match wanted {
         None => finished.remove(0),
         Some(uid) => match finished.iter().position(|series| series.series.as_str() == uid) {

@@ -4,12 +4,12 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::chest_ct::{ChestCt, LungSlice};
-use super::{ExamError, ExamOutcome, LabelMap, Progress};
+use super::chest_ct::ChestCt;
+use super::registry::Work;
+use super::{ExamError, ExamOutcome, LabelMap};
 use crate::geometry::{Affine, Grid};
-use crate::pool::Pool;
 use crate::series::Assembled;
-use crate::study::{Rejection, RejectionCode, Uid};
+use crate::study::{Rejection, RejectionCode};
 use crate::volume::{Rescale, Volume, VolumeError, VolumeWriter, VoxelType};
 
 /// An outcome, and what it does not cover.
@@ -41,19 +41,12 @@ const STRETCH_MIN: usize = 5;
 const EVEN_SLICES_MAX: usize = 4096;
 
 /// Runs the chest CT exam on an assembled series: each stretch of neighbouring slices by itself where some are missing,
-/// interpolated to even distances from their true places where the distances differ. `spool` is a folder for that.
+/// interpolated to even distances from their true places where the distances differ.
 ///
 /// # Errors
 /// [`AttemptError`]; a rejection when no stretch can be analysed.
-pub fn chest_ct(
-    exam: &ChestCt,
-    series: &Uid,
-    assembled: &Assembled,
-    pool: &Pool,
-    spool: &Path,
-    presegmented: &dyn Fn(usize) -> Option<LungSlice>,
-    progress: &dyn Fn(Progress),
-) -> Result<Attempt, AttemptError> {
+pub fn chest_ct(exam: &ChestCt, work: &Work<'_>) -> Result<Attempt, AttemptError> {
+    let Work { series, assembled, pool, scratch, presegmented, progress, .. } = *work;
     let reject = |code, text: String| AttemptError::Exam(Rejection::new(code, text).into());
     let verdict = &assembled.verdict;
     if !assembled.placed {
@@ -64,7 +57,7 @@ pub fn chest_ct(
             let text = format!("slices tilted by {:.1} degrees at uneven distances", verdict.tilt_degrees);
             return Err(reject(RejectionCode::UnevenSpacing, text));
         }
-        let even = at_even_distances(assembled, uneven.smallest_mm, spool)?;
+        let even = at_even_distances(assembled, uneven.smallest_mm, scratch)?;
         let mut outcome = exam.analyze(series, &even, pool, &|_| None, progress)?;
         let original = assembled.volume.affine();
         for finding in &mut outcome.findings {

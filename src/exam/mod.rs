@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod chest_ct;
+pub mod registry;
 
 use std::collections::BTreeMap;
 use std::fmt;

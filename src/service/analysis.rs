@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::exam::attempt::{self, Attempt, AttemptError};
-use crate::exam::chest_ct::{ChestCt, LungSegmenter, LungSlice, PlaneGeometry};
+use crate::exam::attempt::{Attempt, AttemptError};
+use crate::exam::chest_ct::{LungSegmenter, LungSlice, PlaneGeometry};
+use crate::exam::registry::{ExamKind, Exams, Work};
 use crate::exam::{ExamError, LabelMap, Progress};
 use crate::geometry::Affine;
-use crate::infer::package::{Models, PackageError};
+use crate::infer::engine::EngineError;
 use crate::pool::{Fault, Pool};
 use crate::report::{Device, ModelUsed, Reason, Report, Results, SetAside, Subject, VolumeUsed};
 use crate::series::{Assembled, SeriesOutcome};
@@ -21,7 +22,7 @@ use crate::volume::Volume;
 
 /// What the exams need on this box: packages, threads, a folder for scratch volumes, and who signs.
 pub struct Analyst {
-    chest_ct: ChestCt,
+    exams: Exams,
     pool: Pool,
     device: Device,
     scratch: PathBuf,
@@ -72,24 +73,20 @@ pub struct EarlySlice {
 }
 
 impl Analyst {
-    /// Loads the exams' packages and starts the pool.
-    ///
-    /// # Errors
-    /// [`PackageError`]
-    pub fn load(models: &Models, threads: usize, device: Device, scratch: PathBuf) -> Result<Self, PackageError> {
-        let chest_ct = ChestCt::load(models)?;
-        Ok(Self { chest_ct, pool: Pool::new(threads), device, scratch, early: EarlySlices::default() })
+    /// Starts the pool.
+    pub fn new(exams: Exams, threads: usize, device: Device, scratch: PathBuf) -> Self {
+        Self { exams, pool: Pool::new(threads), device, scratch, early: EarlySlices::default() }
     }
 
-    /// The chest CT exam.
-    pub fn chest_ct(&self) -> &ChestCt {
-        &self.chest_ct
+    /// The exams.
+    pub fn exams(&self) -> &Exams {
+        &self.exams
     }
 
     /// What a report is about: the key is the series, so a series has one report whatever happens to the box.
     pub fn subject(&self, series: &Uid, study: &Uid, modality: Modality) -> Subject {
         Subject {
-            exam: if modality == Modality::Ct { ChestCt::NAME.into() } else { "none".into() },
+            exam: self.exams.choose(modality).map_or("none", ExamKind::name).into(),
             study_uid: study.clone(),
             series_uid: series.clone(),
             modality,
@@ -98,9 +95,14 @@ impl Analyst {
         }
     }
 
-    /// Segments slices on one thread of their own while their series grows; make one, and keep it.
-    pub fn early_segmenter(&self) -> Result<EarlySegmenter<'_>, crate::infer::engine::EngineError> {
-        Ok(EarlySegmenter { analyst: self, segmenter: self.chest_ct.lung_segmenter()?, slice: Vec::new(), pool: Pool::new(1) })
+    /// Segments chest slices on one thread of their own while their series grows; make one, and keep it. None without the
+    /// chest CT exam.
+    ///
+    /// # Errors
+    /// [`EngineError`] when there is no room for a session.
+    pub fn early_segmenter(&self) -> Result<Option<EarlySegmenter<'_>>, EngineError> {
+        let Some(exam) = self.exams.chest_ct() else { return Ok(None) };
+        Ok(Some(EarlySegmenter { analyst: self, segmenter: exam.lung_segmenter()?, slice: Vec::new(), pool: Pool::new(1) }))
     }
 
     /// Forgets the slices segmented early for a series.
@@ -132,15 +134,19 @@ impl Analyst {
         early: &SlicesOfSeries,
         progress: &dyn Fn(Progress),
     ) -> Option<Result<Attempt, AttemptError>> {
-        if series.modality != Modality::Ct {
-            return None;
-        }
         let presegmented = |k: usize| {
             let source = assembled.sources.get(k)?.as_ref()?;
             early.get(&(source.sop_instance.clone(), source.frame_number)).cloned()
         };
-        let (exam, scratch) = (&self.chest_ct, &self.scratch);
-        Some(attempt::chest_ct(exam, &series.series, assembled, &self.pool, scratch, &presegmented, progress))
+        self.exams.attempt(&Work {
+            series: &series.series,
+            modality: series.modality,
+            assembled,
+            pool: &self.pool,
+            scratch: &self.scratch,
+            presegmented: &presegmented,
+            progress,
+        })
     }
 
     fn concluded(

@@ -28,6 +28,7 @@ use self::supervisor::{Hearts, memory_kib};
 use crate::config::{MemoryPlan, OverBudget, Settings};
 use crate::dicom::negotiation::AeTitle;
 use crate::exam::Progress;
+use crate::exam::registry::Exams;
 use crate::infer::package::{Models, PackageError, Trust};
 use crate::ingest::Intake;
 use crate::ingest::dicom::{DicomConfig, DicomServer, DicomServerError};
@@ -159,7 +160,8 @@ impl Service {
             log::error!("the journal was damaged: {damage:?}");
         }
         let device = device(&folder, &settings.device.name)?;
-        let analyst = Analyst::load(&models, settings.threads(), device, scratch.clone())?;
+        let exams = Exams::load(&models, &settings.exams.run)?;
+        let analyst = Analyst::new(exams, settings.threads(), device, scratch.clone());
         let plan = memory_plan(&settings, &analyst).hold_against(&settings.memory)?;
         log::info!("memory: at most {} MiB ({})", plan.total_mib(), plan.terms());
 
@@ -270,8 +272,11 @@ impl Service {
         let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, patience);
         let shared = Arc::clone(&self.shared);
         self.spawn("series", move || line.run(&arrivals, &shared.stop, &shared.hearts))?;
-        let shared = Arc::clone(&self.shared);
-        self.spawn("slices", move || shared.segment_early(&early))?;
+        // Without the exam nobody listens, and the line sends no slice.
+        if self.shared.analyst.exams().chest_ct().is_some() {
+            let shared = Arc::clone(&self.shared);
+            self.spawn("slices", move || shared.segment_early(&early))?;
+        }
         let (shared, spool) = (Arc::clone(&self.shared), Arc::clone(spool));
         self.spawn("exam", move || shared.examine(&jobs, &spool))
     }
@@ -351,7 +356,8 @@ impl Drop for Service {
 impl Shared {
     fn segment_early(&self, slices: &Receiver<EarlySlice>) {
         let mut segmenter = match self.analyst.early_segmenter() {
-            Ok(segmenter) => segmenter,
+            Ok(Some(segmenter)) => segmenter,
+            Ok(None) => return,
             Err(error) => return log::warn!("slices are not segmented as they arrive: {error}"),
         };
         for slice in slices {
@@ -451,7 +457,7 @@ fn memory_plan(settings: &Settings, analyst: &Analyst) -> MemoryPlan {
     }
     // The line reads one instance and decodes one frame of it at a time.
     plan.add("assembling", 2 * instance_bytes);
-    plan.add("networks", analyst.chest_ct().network_bytes() as u64);
+    plan.add("networks", analyst.exams().network_bytes() as u64);
     plan.add("exam", EXAM_BYTES);
     plan
 }

@@ -1,0 +1,150 @@
+//! Which exams there are, and which one a series gets: the one that is named, else the one for its modality.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::Progress;
+use super::attempt::{self, Attempt, AttemptError};
+use super::chest_ct::{ChestCt, LungSlice};
+use crate::infer::package::{Models, PackageError};
+use crate::pool::Pool;
+use crate::series::Assembled;
+use crate::study::{Modality, Rejection, RejectionCode, Uid};
+
+/// An exam this firmware knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExamKind {
+    /// Lungs and nodules in chest CT.
+    ChestCt,
+}
+
+impl ExamKind {
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::ChestCt];
+
+    /// As reports, settings and the command line have it: `chest-ct`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ChestCt => ChestCt::NAME,
+        }
+    }
+
+    /// The exam of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// What it reads.
+    pub fn modality(self) -> Modality {
+        match self {
+            Self::ChestCt => Modality::Ct,
+        }
+    }
+
+    /// Whether it can be asked for images of this modality. Where a file does not say what made it (a secondary capture),
+    /// whoever names the exam is believed.
+    pub fn reads(self, modality: Modality) -> bool {
+        modality == self.modality() || modality == Modality::Other
+    }
+}
+
+/// Exams with their model packages, ready to run.
+pub struct Exams {
+    chest_ct: Option<ChestCt>,
+    named: Option<ExamKind>,
+}
+
+/// One assembled series, and what an exam may use to look at it.
+pub struct Work<'a> {
+    /// Series Instance UID.
+    pub series: &'a Uid,
+    /// Modality.
+    pub modality: Modality,
+    /// The volume, and what is known of it.
+    pub assembled: &'a Assembled,
+    /// Threads.
+    pub pool: &'a Pool,
+    /// A folder for volumes that an exam makes on the way.
+    pub scratch: &'a Path,
+    /// Lung slices that were segmented while the series grew, by slice.
+    pub presegmented: &'a dyn Fn(usize) -> Option<LungSlice>,
+    /// Told how far it is.
+    pub progress: &'a dyn Fn(Progress),
+}
+
+impl Exams {
+    /// Loads the packages of these exams; a series gets the one for its modality.
+    ///
+    /// # Errors
+    /// [`PackageError`]
+    pub fn load(models: &Models, kinds: &[ExamKind]) -> Result<Self, PackageError> {
+        let wanted = |kind| kinds.contains(&kind);
+        Ok(Self { chest_ct: wanted(ExamKind::ChestCt).then(|| ChestCt::load(models)).transpose()?, named: None })
+    }
+
+    /// Loads one exam, which every series gets.
+    ///
+    /// # Errors
+    /// [`PackageError`]
+    pub fn only(models: &Models, kind: ExamKind) -> Result<Self, PackageError> {
+        Ok(Self { named: Some(kind), ..Self::load(models, &[kind])? })
+    }
+
+    /// The exam that a series of this modality gets; None when there is none here.
+    pub fn choose(&self, modality: Modality) -> Option<ExamKind> {
+        let has = |kind: &ExamKind| match kind {
+            ExamKind::ChestCt => self.chest_ct.is_some(),
+        };
+        self.named.or_else(|| ExamKind::ALL.into_iter().filter(has).find(|kind| kind.modality() == modality))
+    }
+
+    /// The chest CT exam, when it is loaded.
+    pub fn chest_ct(&self) -> Option<&ChestCt> {
+        self.chest_ct.as_ref()
+    }
+
+    /// Bytes of memory that the networks of the largest exam hold: studies are analysed one after the other.
+    pub fn network_bytes(&self) -> usize {
+        self.chest_ct.as_ref().map_or(0, ChestCt::network_bytes)
+    }
+
+    /// Runs the exam for this series; None when there is none.
+    ///
+    /// # Errors
+    /// [`AttemptError`]
+    pub fn attempt(&self, work: &Work<'_>) -> Option<Result<Attempt, AttemptError>> {
+        let kind = self.choose(work.modality)?;
+        if !kind.reads(work.modality) {
+            let (exam, wanted, found) = (kind.name(), kind.modality().term(), work.modality.term());
+            let text = format!("the exam {exam} reads {wanted}, and this series is {found}");
+            return Some(Err(AttemptError::Exam(Rejection::new(RejectionCode::WrongContent, text).into())));
+        }
+        match kind {
+            ExamKind::ChestCt => self.chest_ct.as_ref().map(|exam| attempt::chest_ct(exam, work)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::package::Trust;
+
+    #[test]
+    fn a_series_gets_the_exam_of_its_modality_or_the_one_that_is_named() {
+        let models = Models::new(None, Trust::default());
+        let all = Exams::load(&models, &ExamKind::ALL).unwrap();
+        for kind in ExamKind::ALL {
+            assert_eq!(all.choose(kind.modality()), Some(kind));
+            assert_eq!(ExamKind::named(kind.name()), Some(kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+        assert_eq!(all.choose(Modality::Other), None);
+        assert_eq!(Exams::load(&models, &[]).unwrap().choose(Modality::Ct), None);
+        let chest = Exams::only(&models, ExamKind::ChestCt).unwrap();
+        assert_eq!(chest.choose(Modality::Mr), Some(ExamKind::ChestCt));
+        assert!(ExamKind::ChestCt.reads(Modality::Other) && !ExamKind::ChestCt.reads(Modality::Mr));
+    }
+}
