@@ -2,7 +2,7 @@
 //! Debian's where it is not.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::{Outcome, board};
 
@@ -38,7 +38,7 @@ fn debian(target: &str) -> Option<Debian> {
 /// Installs what the cross build and the QEMU tests need on Debian.
 pub fn setup() -> Outcome {
     let mut failures = Vec::new();
-    let mut packages = vec!["qemu-user-static", "qemu-system-arm", "cpio"];
+    let mut packages = vec!["qemu-user-static", "qemu-system-arm", "e2fsprogs", "dosfstools", "mtools"];
     for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
         let names = debian(target).expect("both targets are in the table");
         packages.extend([names.linker_package, names.libc_package]);
@@ -119,8 +119,18 @@ pub fn cross(root: &Path, name: &str) -> Outcome {
 
 /// Builds the static, stripped binary for a target and tells where it is.
 pub fn build(root: &Path, target: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let mut cargo = cargo(root, target)?;
+    cargo.args(["build", "--profile", "dist", "--package", "scanside", "--target", target]);
+    if !cargo.status()?.success() {
+        return Err(format!("the build for {target} failed").into());
+    }
+    Ok(root.join("target").join(target).join("dist").join("scanside"))
+}
+
+/// A cargo that can build for the target, and says with whose standard library.
+fn cargo(root: &Path, target: &str) -> Result<Command, Box<dyn std::error::Error>> {
     let mut cargo = Command::new("cargo");
-    cargo.current_dir(root).args(["build", "--profile", "dist", "--package", "scanside", "--target", target]);
+    cargo.current_dir(root);
     let variable = target.to_uppercase().replace('-', "_");
     cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-Ctarget-feature=+crt-static");
     if let Some(names) = debian(target) {
@@ -134,8 +144,41 @@ pub fn build(root: &Path, target: &str) -> Result<PathBuf, Box<dyn std::error::E
     } else {
         return Err(format!("{target}: no standard library; `cargo xtask setup` installs one where it can be had").into());
     }
-    if !cargo.status()?.success() {
-        return Err(format!("the build for {target} failed").into());
+    Ok(cargo)
+}
+
+/// Whether no compiler here has a standard library for the target.
+pub fn lacks_std(target: &str) -> bool {
+    !has_std("rustc", target) && !has_std(DEBIAN_RUSTC, target)
+}
+
+/// A program of tests.
+pub struct Tests {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The library's own tests, of which some are chosen.
+    pub is_library: bool,
+}
+
+/// Builds the library's tests and those of whole networks, the way the binary itself is built.
+pub fn test_binaries(root: &Path, target: &str) -> Result<Vec<Tests>, Box<dyn std::error::Error>> {
+    let mut cargo = cargo(root, target)?;
+    cargo.args(["test", "--no-run", "--profile", "dist", "--package", "scanside", "--lib", "--test", "integer_networks"]);
+    let output = cargo.args(["--target", target, "--message-format", "json"]).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("the tests for {target} do not build").into());
     }
-    Ok(root.join("target").join(target).join("dist").join("scanside"))
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let tests = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let tests = tests.filter_map(|message| {
+        let is_library = message["target"]["kind"].as_array()?.iter().any(|kind| kind == "lib");
+        Some(Tests { path: message["executable"].as_str()?.into(), is_library })
+    });
+    Ok(tests.collect())
+}
+
+/// The ordinary release binary of this machine.
+pub fn host_binary(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let status = Command::new("cargo").current_dir(root).args(["build", "--release", "--package", "scanside"]).status()?;
+    if status.success() { Ok(root.join("target/release/scanside")) } else { Err("the build for this machine failed".into()) }
 }

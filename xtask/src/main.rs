@@ -2,7 +2,9 @@
 
 mod board;
 mod cross;
+mod image;
 mod kernels;
+mod qemu;
 mod service;
 mod tidy;
 mod toolbox;
@@ -36,6 +38,17 @@ enum Task {
         /// A file of board/, without .toml
         #[arg(long, default_value = "qemu-virt")]
         board: String,
+    },
+    /// Makes the kernel, initramfs and disk of an emulated board.
+    Image {
+        /// qemu-virt
+        #[arg(long, default_value = "qemu-virt")]
+        board: String,
+    },
+    /// Runs on emulated boards what goes onto real ones.
+    Qemu {
+        #[command(subcommand)]
+        action: QemuAction,
     },
     /// Installs what the cross build and the QEMU tests need (Debian).
     Setup,
@@ -85,6 +98,12 @@ enum BoardAction {
     List,
 }
 
+#[derive(Subcommand)]
+enum QemuAction {
+    /// Unit tests by processor, the whole machine with a study, and what goes wrong beside a scanner; prints a table.
+    Test(qemu::Arguments),
+}
+
 /// What a task may fail with: a sentence for the person who ran it.
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -95,6 +114,8 @@ fn main() -> ExitCode {
         Task::Bench { what: Bench::Service { data } } => service::bench(&root(), &data),
         Task::Board { action } => board_task(action),
         Task::Cross { board } => cross::cross(&root(), &board),
+        Task::Image { board } => image::image(&root(), &board),
+        Task::Qemu { action: QemuAction::Test(arguments) } => qemu::test(&root(), &arguments),
         Task::Setup => cross::setup(),
         Task::Tidy => tidy::run(&root()),
     };

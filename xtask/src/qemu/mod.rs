@@ -1,0 +1,212 @@
+//! `cargo xtask qemu test`: the binaries that go onto a board, proven by running them: their tests one processor at a time,
+//! the whole machine with a study, and the machine with everything that goes wrong beside a scanner.
+
+mod faults;
+mod machine;
+mod system;
+mod user;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use self::machine::Bench;
+use crate::image::{self, Image};
+use crate::{Outcome, cross};
+
+type Made<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// An emulated machine on a busy host: what takes a second on a board takes a minute there.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Which parts, and how much of them.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only the unit and kernel tests, processor by processor, without a machine.
+    #[arg(long, group = "part")]
+    user: bool,
+    /// Only the whole machine: a chest CT by C-STORE, then from a USB stick, and what it cost.
+    #[arg(long, group = "part")]
+    system: bool,
+    /// Only what goes wrong: power cuts, cable, full disk, bad update, hung service.
+    #[arg(long, group = "part")]
+    faults: bool,
+    /// Moments at which the power is cut while studies stream in.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    cuts: u32,
+    /// Makes the moments of the cuts; without it, another one each time, which is printed.
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// The folder of real images; a phantom stands in where it is not there.
+    #[arg(long, default_value = "../shared/data")]
+    data: PathBuf,
+}
+
+/// Runs the parts asked for, or all.
+pub fn test(root: &Path, arguments: &Arguments) -> Outcome {
+    let all = !(arguments.user || arguments.system || arguments.faults);
+    if all || arguments.user {
+        user::test(root)?;
+    }
+    if !(all || arguments.system || arguments.faults) {
+        return Ok(());
+    }
+    let host = cross::host_binary(root)?;
+    let folder = root.join("target/qemu/test");
+    fs::create_dir_all(&folder)?;
+    let key = faults::update_key(&host, &folder)?;
+    let image = image::build(root, "qemu-virt", Some(&key.public))?;
+    image.hold()?;
+    let place = Place { host, folder, image };
+    if all || arguments.system {
+        system::test(&place, &arguments.data)?;
+    }
+    if all || arguments.faults {
+        let seed = arguments.seed.unwrap_or_else(|| {
+            std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64)
+        });
+        faults::test(&place, &key, arguments.cuts, seed)?;
+    }
+    Ok(())
+}
+
+/// What every part needs.
+pub struct Place {
+    /// `scanside` of this machine.
+    host: PathBuf,
+    /// For what is only needed here.
+    folder: PathBuf,
+    image: Image,
+}
+
+impl Place {
+    fn bench(&self, name: &str) -> Made<Bench> {
+        Bench::new(&self.folder.join(name), &self.image)
+    }
+
+    /// A folder with a phantom's DICOM files, drawn once.
+    fn phantom(&self, name: &str, seed: u64, slices: u32, rows: u32) -> Made<PathBuf> {
+        let out = self.folder.join("phantoms").join(name);
+        if !out.join("truth.json").is_file() {
+            let numbers = [("--seed", seed), ("--slices", slices.into()), ("--rows", rows.into())];
+            let mut command = Command::new(&self.host);
+            command.args(["phantom", "--format", "dicom", "--slice-mm", "5", "--nodule", "solid:14", "--out"]).arg(&out);
+            for (key, value) in numbers {
+                command.args([key, &value.to_string()]);
+            }
+            image::run(command.stdout(Stdio::null()))?;
+        }
+        Ok(out.join("dicom"))
+    }
+}
+
+/// The device at the other end of the cable: `scanside watch` on the emulated serial line. It outlives the machine, and
+/// goes on where it was when it is started again.
+struct Receiver {
+    watch: Option<Child>,
+    host: PathBuf,
+    folder: PathBuf,
+    line: PathBuf,
+}
+
+impl Receiver {
+    fn new(place: &Place, bench: &Bench) -> Made<Self> {
+        let mut receiver = Self { watch: None, host: place.host.clone(), folder: bench.folder.clone(), line: bench.line.clone() };
+        receiver.plug()?;
+        Ok(receiver)
+    }
+
+    /// Puts the cable in.
+    fn plug(&mut self) -> Outcome {
+        let output = |name: &str| File::options().create(true).append(true).open(self.folder.join(name));
+        let mut watch = Command::new(&self.host);
+        watch.args(["watch", "--json", "--serial"]).arg(&self.line).arg("--state").arg(self.folder.join("taken.json"));
+        self.watch = Some(watch.stdout(output("reports.jsonl")?).stderr(output("watch.log")?).spawn()?);
+        Ok(())
+    }
+
+    /// Pulls it out.
+    fn unplug(&mut self) {
+        if let Some(mut watch) = self.watch.take() {
+            let _ = watch.kill();
+            let _ = watch.wait();
+        }
+    }
+
+    /// What came so far, as it came.
+    fn reports(&self) -> Made<Vec<String>> {
+        let text = fs::read_to_string(self.folder.join("reports.jsonl"))?;
+        Ok(text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(str::to_owned).collect())
+    }
+
+    /// Waits until so many reports are there.
+    fn wait(&self, count: usize, patience: Duration) -> Made<Vec<String>> {
+        let until = Instant::now() + patience;
+        loop {
+            let reports = self.reports()?;
+            if reports.len() >= count {
+                return Ok(reports);
+            }
+            if Instant::now() > until {
+                return Err(format!("{} of {count} reports came over the serial line within {patience:?}", reports.len()).into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.unplug();
+    }
+}
+
+/// The text of one field of a JSON object, as it stands there but for spaces between its words.
+fn field<'a>(json: &'a str, name: &str) -> Made<std::borrow::Cow<'a, str>> {
+    let key = format!("\"{name}\":");
+    let at = json.find(&key).ok_or_else(|| format!("no {name} in {json}"))? + key.len();
+    let (mut depth, mut quoted, mut escaped) = (0_i32, false, false);
+    for (n, c) in json[at..].char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            _ if quoted => {}
+            '[' | '{' => depth += 1,
+            ']' | '}' | ',' if depth == 0 => return Ok(json[at..at + n].trim().into()),
+            ']' | '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    Err(format!("{name} does not end in {json}").into())
+}
+
+fn parsed(report: &str) -> Made<Value> {
+    Ok(serde_json::from_str(report)?)
+}
+
+fn word(report: &Value, name: &str) -> String {
+    report[name].as_str().unwrap_or_default().to_owned()
+}
+
+/// One line of progress.
+fn done(what: &str, begun: Instant) {
+    println!("{what} ({:.0} s)", begun.elapsed().as_secs_f64());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_taken_as_it_stands() {
+        let json = r#"{"a":[1.50,{"b":"],}\""}],"c":2,"findings":[]}"#;
+        assert_eq!(field(json, "a").unwrap(), r#"[1.50,{"b":"],}\""}]"#);
+        assert_eq!(field(json, "c").unwrap(), "2");
+        assert_eq!(field(json, "findings").unwrap(), "[]");
+        assert!(field(json, "d").is_err());
+    }
+}
