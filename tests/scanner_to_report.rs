@@ -203,13 +203,13 @@ fn a_large_nodule_is_found_at_its_place_and_on_its_side() {
     let truth = Phantom::new(&options()).unwrap().truth()[0];
     let (_, report, _) = analyze(study(), &[]);
     let report = report.unwrap();
-    let near = |f: &&scanside::finding::Finding| norm(sub(f.centroid_lps_mm, truth.centre_lps_mm)) < 5.0;
+    let near = |f: &&scanside::finding::Finding| norm(sub(f.centroid_lps_mm.unwrap(), truth.centre_lps_mm)) < 5.0;
     let finding = report.findings.iter().take(10).find(near).expect("a 20 mm nodule is among the first ten findings");
     assert_eq!(finding.site.laterality, Some(truth.side));
-    assert!((finding.mean_diameter_mm - 20.0).abs() < 4.0, "{finding:?}");
+    assert!((finding.mean_diameter_mm.unwrap() - 20.0).abs() < 4.0, "{finding:?}");
     let volume = report.volume.unwrap();
     let back = volume.affine_lps.kji_to_lps(finding.centroid_voxel);
-    assert!(norm(sub(back, finding.centroid_lps_mm)) < 1e-6, "voxel and millimetres name one place");
+    assert!(norm(sub(back, finding.centroid_lps_mm.unwrap())) < 1e-6, "voxel and millimetres name one place");
 }
 
 #[test]

@@ -296,18 +296,25 @@ pub fn table(report: &Report) -> String {
         text.push_str("nothing found\n");
         return text;
     }
+    if report.findings.iter().any(|f| f.centroid_lps_mm.is_none()) {
+        for f in &report.findings {
+            let _ = writeln!(text, "{:>3}  {}  {:.2}  {}, {}", f.id, f.kind, f.confidence, f.size_text(), f.place_text());
+        }
+        return text;
+    }
     text.push_str(" id  kind     conf.  long x short mm  volume mm3     HU  side   centre LPS mm\n");
     for f in &report.findings {
         let side = f.site.laterality.map_or("-", |side| match side {
             scanside::finding::Laterality::Left => "left",
             scanside::finding::Laterality::Right => "right",
         });
-        let [x, y, z] = f.centroid_lps_mm;
+        let [x, y, z] = f.centroid_lps_mm.unwrap_or([f64::NAN; 3]);
+        let mm = |v: Option<f64>| v.unwrap_or(f64::NAN);
         let hu = f.mean_hu.map_or_else(|| "-".into(), |hu| format!("{hu:.0}"));
         let _ = writeln!(
             text,
             "{:>3}  {:<8} {:>4.2}   {:>5.1} x {:<5.1}    {:>10.0}  {hu:>5}  {side:<5}  {x:.1} {y:.1} {z:.1}",
-            f.id, f.kind, f.confidence, f.long_axis_mm, f.short_axis_mm, f.volume_mm3
+            f.id, f.kind, f.confidence, mm(f.long_axis_mm), mm(f.short_axis_mm), mm(f.volume_mm3)
         );
     }
     text

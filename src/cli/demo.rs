@@ -204,7 +204,7 @@ fn send(phantom: &Phantom, address: std::net::SocketAddr, pace: Option<f64>) -> 
 
 /// The finding nearest to a nodule: one whose centre lies inside it.
 fn hit<'r>(nodule: &NoduleTruth, report: &'r Report) -> Option<&'r Finding> {
-    let distance = |f: &Finding| norm(sub(f.centroid_lps_mm, nodule.centre_lps_mm));
+    let distance = |f: &Finding| f.centroid_lps_mm.map_or(f64::INFINITY, |centre| norm(sub(centre, nodule.centre_lps_mm)));
     let near = report.findings.iter().filter(|f| distance(f) <= (nodule.diameter_mm / 2.0).max(3.0));
     near.min_by(|a, b| distance(a).total_cmp(&distance(b)))
 }
@@ -215,7 +215,7 @@ fn show(link: &str, after: Duration, report: &Report, truth: &[NoduleTruth]) {
         let [x, y, z] = nodule.centre_lps_mm;
         let kind = format!("{:?}", nodule.kind).to_lowercase();
         let outcome = match hit(nodule, report) {
-            Some(f) => format!("finding {} ({:.1} mm)", f.id, f.mean_diameter_mm),
+            Some(f) => format!("finding {} ({:.1} mm)", f.id, f.mean_diameter_mm.unwrap_or(f64::NAN)),
             None => "not found".into(),
         };
         text += &format!("  truth: {kind:<13} {:>4.1} mm at {x:.1} {y:.1} {z:.1}: {outcome}\n", nodule.diameter_mm);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use scanside::finding::Finding;
 use scanside::geometry::norm;
 use scanside::imaging::overlap::Overlaps;
 use scanside::nifti;
@@ -103,7 +104,8 @@ fn froc(arguments: &FrocArguments) -> Result<(), Failure> {
             if !matches!(report.status, Status::Complete | Status::Partial) {
                 notes.push(format!("{}: {}: counted as a scan in which nothing was marked", file.display(), report.status.word()));
             }
-            let found = report.findings.iter().map(|f| Mark { centre_mm: f.centroid_lps_mm, score: f64::from(f.confidence) });
+            let mark = |f: &Finding| Some(Mark { centre_mm: f.centroid_lps_mm?, score: f64::from(f.confidence) });
+            let found = report.findings.iter().filter_map(mark);
             if marks.insert(report.series_uid.to_string(), found.collect()).is_some() {
                 return Err(Failure::usage(format!("{}: a second report on series {}", file.display(), report.series_uid)));
             }

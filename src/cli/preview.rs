@@ -170,7 +170,7 @@ fn cuts(arguments: &Arguments, volume: &Volume, at: Option<[f64; 3]>, overlay: &
         }
         return Ok(vec![one.at(index)]);
     }
-    let place = at.or_else(|| overlay.findings.first().map(|f| f.centroid_lps_mm));
+    let place = at.or_else(|| overlay.findings.iter().find_map(|f| f.centroid_lps_mm));
     let through = |cut: Cut| place.map_or(cut, |place| cut.through(place));
     // An image of one slice has one plane worth seeing: the one it was taken in.
     let flat = grid.shape.contains(&1);
@@ -196,8 +196,9 @@ fn panel(cut: &Cut, mut picture: Picture, overlay: &Overlay, pixel_mm: f64, smal
         cut.outline_labels(&mut picture, labels, pixel_mm);
     }
     for finding in &overlay.findings {
-        let radius_mm = finding.long_axis_mm.max(1.0) / 2.0;
-        let (place, far_mm) = cut.from_lps(finding.centroid_lps_mm);
+        let Some((centre_mm, long_mm)) = finding.centroid_lps_mm.zip(finding.long_axis_mm) else { continue };
+        let radius_mm = long_mm.max(1.0) / 2.0;
+        let (place, far_mm) = cut.from_lps(centre_mm);
         if far_mm <= radius_mm {
             let [x, y] = cut.to_pixel(place, pixel_mm);
             // A little air between the lesion and its box.

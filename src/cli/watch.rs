@@ -245,11 +245,10 @@ fn table(report: &Report) -> String {
             Some(Laterality::Right) => "right ",
             None => "",
         };
-        let [x, y, z] = finding.centroid_lps_mm;
+        let (kind, organ) = (&finding.kind, &finding.site.organ);
         out += &format!(
-            "          {:>3}  {} {:.1} mm ({:.1} x {:.1}), {side}{}, at L {x:.1} P {y:.1} S {z:.1} mm, confidence {:.2}\n",
-            finding.id, finding.kind, finding.mean_diameter_mm, finding.long_axis_mm, finding.short_axis_mm,
-            finding.site.organ, finding.confidence
+            "          {:>3}  {kind} {}, {side}{organ}, at {}, confidence {:.2}\n",
+            finding.id, finding.size_text(), finding.place_text(), finding.confidence
         );
     }
     for (name, measurement) in &report.measurements {

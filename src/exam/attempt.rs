@@ -61,7 +61,9 @@ pub fn chest_ct(exam: &ChestCt, work: &Work<'_>) -> Result<Attempt, AttemptError
         let mut outcome = exam.analyze(series, &even, pool, &|_| None, progress)?;
         let original = assembled.volume.affine();
         for finding in &mut outcome.findings {
-            finding.centroid_voxel = uneven_voxel(assembled, &original, finding.centroid_lps_mm);
+            if let Some(lps_mm) = finding.centroid_lps_mm {
+                finding.centroid_voxel = uneven_voxel(assembled, &original, lps_mm);
+            }
         }
         return Ok(Attempt { outcome, volume: even, partial: None });
     }

@@ -330,10 +330,15 @@ impl Report {
             if finding.id as usize != place + 1 {
                 return wrong(format!("finding {} has the id {}", place + 1, finding.id));
             }
-            let axes = [finding.long_axis_mm, finding.short_axis_mm, finding.mean_diameter_mm, finding.volume_mm3];
-            let places = finding.centroid_lps_mm.iter().chain(&finding.centroid_voxel);
-            if !places.chain(&axes).chain(&finding.mean_hu).all(|v| v.is_finite()) {
+            let axes = [finding.long_axis_mm, finding.short_axis_mm, finding.mean_diameter_mm];
+            let measures = axes.into_iter().chain([finding.volume_mm3, finding.area_mm2, finding.mean_hu]).flatten();
+            let places = finding.centroid_lps_mm.iter().flatten().chain(&finding.centroid_voxel);
+            let pixels = finding.in_pixels.iter().flat_map(|p| [p.long_axis, p.short_axis, p.area]);
+            if !places.copied().chain(measures).chain(pixels).all(f64::is_finite) {
                 return wrong(format!("finding {} has a number that is not finite", finding.id));
+            }
+            if finding.in_pixels.is_some() && axes.iter().any(Option::is_some) {
+                return wrong(format!("finding {} has measures in pixels and in millimetres", finding.id));
             }
             if !(0.0..=1.0).contains(&finding.confidence) {
                 return wrong(format!("finding {} has the confidence {}", finding.id, finding.confidence));
@@ -462,14 +467,17 @@ pub(crate) mod tests {
             tracking_uid: Uid::derived(b"nodule"),
             kind: "nodule".into(),
             confidence: 0.93,
-            centroid_lps_mm: [-61.25, 12.5, -140.0],
+            centroid_lps_mm: Some([-61.25, 12.5, -140.0]),
             centroid_voxel: [40.0, 255.5, 100.25],
-            long_axis_mm: 9.5,
-            short_axis_mm: 7.5,
-            mean_diameter_mm: 8.5,
-            volume_mm3: 320.0,
+            long_axis_mm: Some(9.5),
+            short_axis_mm: Some(7.5),
+            mean_diameter_mm: Some(8.5),
+            volume_mm3: Some(320.0),
+            area_mm2: None,
+            in_pixels: None,
             mean_hu: Some(-12.5),
             site: Site { organ: "lung".into(), laterality: Some(Laterality::Right) },
+            cine: None,
         }
     }
 
@@ -540,7 +548,7 @@ pub(crate) mod tests {
             change(&mut report);
             assert!(matches!(report.to_json(), Err(BadReport::Contradiction(_))), "{report:?}");
         };
-        spoil(&|r| r.findings[0].volume_mm3 = f64::NAN);
+        spoil(&|r| r.findings[0].volume_mm3 = Some(f64::NAN));
         spoil(&|r| r.findings[0].confidence = 1.5);
         spoil(&|r| r.findings[0].id = 0);
         spoil(&|r| r.status = Status::Rejected);

@@ -299,14 +299,17 @@ fn finding(n: usize, nodule: &Nodule, confidence: f64, series: &Uid, volume: &Vo
         tracking_uid: Uid::derived(format!("{series} nodule {place:?}").as_bytes()),
         kind: "nodule".into(),
         confidence: confidence as f32,
-        centroid_lps_mm,
+        centroid_lps_mm: Some(centroid_lps_mm),
         centroid_voxel: nodule.centroid_voxel,
-        long_axis_mm: nodule.axes.long_mm,
-        short_axis_mm: nodule.axes.short_mm,
-        mean_diameter_mm: nodule.axes.mean_mm(),
-        volume_mm3: nodule.volume_mm3,
+        long_axis_mm: Some(nodule.axes.long_mm),
+        short_axis_mm: Some(nodule.axes.short_mm),
+        mean_diameter_mm: Some(nodule.axes.mean_mm()),
+        volume_mm3: Some(nodule.volume_mm3),
+        area_mm2: None,
+        in_pixels: None,
         mean_hu: Some(nodule.mean_hu),
         site: Site { organ: "lung".into(), laterality: nodule.side },
+        cine: None,
     }
 }
 
