@@ -377,7 +377,7 @@ struct MapStore {
 /// Bytes of a mapped volume that stay in this process's memory at most; above it the whole map is given back to the
 /// kernel, and what is still in use comes back from the page cache. Whatever a reader does, a volume of 2,000 slices
 /// then takes no more memory than one of 200.
-const RESIDENT_BYTES_MAX: usize = 64 << 20;
+const RESIDENT_BYTES_MAX: usize = 16 << 20;
 
 impl MapStore {
     fn new(map: Mmap, at: usize, written: Vec<AtomicBool>) -> Self {

@@ -2,6 +2,20 @@
 
 use ndarray::{Array3, ArrayViewMut1, Axis};
 
+/// First voxel and size of the box that holds all that is marked and, where there are as many, `margin` voxels round it.
+pub fn bounds(marked: &Array3<bool>, margin: [usize; 3]) -> ([usize; 3], [usize; 3]) {
+    let (z, y, x) = marked.dim();
+    let shape = [z, y, x];
+    let (mut low, mut end) = (shape, [0; 3]);
+    for ((k, j, i), _) in marked.indexed_iter().filter(|(_, marked)| **marked) {
+        for (a, v) in [k, j, i].into_iter().enumerate() {
+            low[a] = low[a].min(v.saturating_sub(margin[a]));
+            end[a] = end[a].max((v + 1 + margin[a]).min(shape[a]));
+        }
+    }
+    (low, std::array::from_fn(|a| end[a].saturating_sub(low[a])))
+}
+
 /// Squared distance in mm from each voxel to the nearest one where `target` holds, centre to centre; infinite without any.
 pub fn squared_mm(shape: [usize; 3], spacing_mm: [f64; 3], target: impl Fn([usize; 3]) -> bool) -> Array3<f32> {
     let mut out = Array3::from_shape_fn(shape, |(z, y, x)| if target([z, y, x]) { 0.0 } else { f32::INFINITY });

@@ -77,9 +77,12 @@ const SHELL_MM: [f64; 2] = [1.0, 5.0];
 
 /// Computes the features in the order of [`NAMES`]; every sum runs over the box in the order of its voxels.
 pub(super) fn compute(candidate: &Candidate, region: &Region<'_>, place: &Place, axes: &Axes, core_hu: f64) -> Vec<f64> {
-    let shape: [usize; 3] = region.hu.shape().try_into().expect("a box has three axes");
-    let outside = distance::squared_mm(shape, region.spacing_mm, |at| region.mask[at]);
-    let inside = distance::squared_mm(shape, region.spacing_mm, |at| !region.mask[at]);
+    // Distances are asked for in the nodule and in its shell only.
+    let margin = region.spacing_mm.map(|mm| (SHELL_MM[1] / mm) as usize + 1);
+    let (low, size) = distance::bounds(region.mask, margin);
+    let whole = |at: [usize; 3]| -> [usize; 3] { std::array::from_fn(|a| at[a] + low[a]) };
+    let outside = distance::squared_mm(size, region.spacing_mm, |at| region.mask[whole(at)]);
+    let inside = distance::squared_mm(size, region.spacing_mm, |at| !region.mask[whole(at)]);
     let [near, far] = SHELL_MM.map(|v| v * v);
     let mut own = Vec::new();
     let mut shell = Vec::new();
@@ -99,17 +102,18 @@ pub(super) fn compute(candidate: &Candidate, region: &Region<'_>, place: &Place,
             }
         }
         grown += usize::from(region.grown[at]);
+        let within: [usize; 3] = std::array::from_fn(|a| at[a].wrapping_sub(low[a]));
         if region.mask[at] {
             own.push(hu);
             farthest = farthest.max(squared);
-            inscribed = inscribed.max(f64::from(inside[at]));
+            inscribed = inscribed.max(f64::from(inside[within]));
             for (a, row) in covariance.iter_mut().enumerate() {
                 for (b, cell) in row.iter_mut().enumerate() {
                     *cell += d[a] * d[b];
                 }
             }
-        } else {
-            let distance = f64::from(outside[at]);
+        } else if let Some(distance) = outside.get(within) {
+            let distance = f64::from(*distance);
             if distance >= near && distance <= far {
                 shell.push(hu);
             }

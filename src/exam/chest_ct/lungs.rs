@@ -642,9 +642,9 @@ impl Lungs {
         self.nearest_slice(self.frame.slice_mm(k as f64)).is_some()
     }
 
-    /// Marks what of a window of slice `k`, whose first row and column are `first`, is inside a closed lung. The edge
-    /// runs between the cells, at the place where interpolation gives one half.
-    pub fn closed_window(&self, k: usize, first: [usize; 2], mut out: ArrayViewMut2<'_, bool>) {
+    /// Marks what of a window of slice `k` is inside a closed lung; rows and columns are `[first, step]`. The edge runs
+    /// between the cells, at the place where interpolation gives one half.
+    pub fn closed_window(&self, k: usize, rows: [usize; 2], columns: [usize; 2], mut out: ArrayViewMut2<'_, bool>) {
         out.fill(false);
         let Some(z) = self.nearest_slice(self.frame.slice_mm(k as f64)) else { return };
         let [cells_y, cells_x] = self.lines(z);
@@ -653,7 +653,7 @@ impl Lungs {
         let width = self.shape[1];
         let closed = |y: usize, x: usize| if plane[y * width + x] & (CLOSED[0] | CLOSED[1]) != 0 { 1.0 } else { 0.0 };
         for ((j, i), marked) in out.indexed_iter_mut() {
-            let (row, column) = ((first[0] + j) as f64, (first[1] + i) as f64);
+            let (row, column) = ((rows[0] + j * rows[1]) as f64, (columns[0] + i * columns[1]) as f64);
             let (voxel_y, voxel_x) = if self.frame.transposed() { (column, row) } else { (row, column) };
             let y = cells_y.index(line_y.at(voxel_y));
             let x = cells_x.index(line_x.at(voxel_x));

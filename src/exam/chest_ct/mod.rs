@@ -271,7 +271,7 @@ impl ChestCt {
         let least_mm = self.class.as_ref().map_or(3.0, |(package, ..)| package.manifest.threshold("diameter_mm_min", 3.0));
         let mut scored: Vec<(Nodule, f64)> = nodules.into_iter().map(|n| (self.confidence(&n), n)).map(|(c, n)| (n, c)).collect();
         scored.retain(|(nodule, confidence)| *confidence >= least && nodule.axes.mean_mm() >= least_mm);
-        scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(b.0.voxels.cmp(&a.0.voxels)));
+        scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(b.0.volume_mm3.total_cmp(&a.0.volume_mm3)));
         let mut kept: Vec<(Nodule, f64)> = Vec::new();
         for (nodule, confidence) in scored {
             if kept.len() < FINDINGS_MAX && !kept.iter().any(|(k, _)| k.is_same(&nodule)) {
