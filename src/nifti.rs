@@ -3,6 +3,7 @@
 //! In memory an array is `[k, j, i]`, which is the order of the file; nothing is ever flipped. Affines are LPS here and
 //! RAS in the file. Sources: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
 
+mod deflate;
 mod header;
 pub(crate) mod source;
 mod writer;

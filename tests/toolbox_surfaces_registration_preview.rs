@@ -36,7 +36,7 @@ fn write(folder: &Path, name: &str, grid: Grid, value: impl Fn([f64; 3]) -> f64)
         value(grid.affine.kji_to_lps([k as f64, j as f64, i as f64])).round() as i16
     });
     let path = folder.join(name);
-    nifti::write(&path, &Volume::from_array(&voxels, grid.affine, Rescale::IDENTITY).unwrap()).unwrap();
+    nifti::write(&path, &Volume::from_array(&voxels, grid.affine, Rescale::IDENTITY).unwrap(), None).unwrap();
     path.to_str().unwrap().to_owned()
 }
 

@@ -263,7 +263,7 @@ fn write_labels(out: &Path, volume: &Volume, map: &dyn LabelMap) -> Result<(), F
         rescale: Rescale::IDENTITY,
         repetition_s: 0.0,
     };
-    let mut writer = NiftiWriter::create(&path, &spec).map_err(Failure::impossible)?;
+    let mut writer = NiftiWriter::create(&path, &spec, None).map_err(Failure::impossible)?;
     let mut slice = vec![0u8; rows * columns];
     for k in 0..slices {
         map.draw(volume, k, &mut slice);

@@ -74,7 +74,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let voxel_ml = volume.spacing().voxel_mm3() / 1000.0;
     if let Some(output) = &arguments.output {
         let labels = found.paint(&pool).map_err(|error| about(&error))?;
-        write_labels(output, &labels, affine)?;
+        write_labels(output, &labels, affine, &pool)?;
     }
     if arguments.json {
         let list: Vec<_> = found

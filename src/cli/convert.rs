@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use scanside::dicom::build::{SeriesTemplate, SliceTemplate, decimal_string};
 use scanside::dicom::{TransferSyntax, decodable_transfer_syntaxes, tags};
 use scanside::geometry::{Affine, Plane, norm};
-use scanside::nifti::{NiftiReader, NiftiSpec, NiftiWriter};
-use scanside::series::files::{FileSeries, Loaded};
+use scanside::nifti::{NiftiSpec, NiftiWriter};
+use scanside::pool::Pool;
 use scanside::study::{Modality, Uid};
 use scanside::volume::{Rescale, Volume, VoxelType};
 use scanside::with_voxel_type;
+use serde_json::json;
 
-use super::Failure;
-use super::open::{Image, choose, incomplete, look, notes};
+use super::values::pool;
+use super::volumes::Volumes;
+use super::{Failure, print_json};
 
 /// Converts between DICOM series, NIfTI and NRRD.
 ///
@@ -40,117 +42,46 @@ pub struct Arguments {
     /// Patient ID of a DICOM series made from NIfTI or NRRD.
     #[arg(long, default_value = "")]
     patient_id: String,
+    /// Threads to pack a .nii.gz on [default: all cores]. Its bytes do not depend on it.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object: shape, volumes, affine.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Converts.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let name = arguments.output.to_string_lossy().to_lowercase();
     let nifti = name.ends_with(".nii") || name.ends_with(".nii.gz");
-    let image = look(&arguments.input)?;
-    let mut volumes = Volumes::open(image, &arguments)?;
-    if nifti { to_nifti(&mut volumes, &arguments.output) } else { to_dicom(&mut volumes, &arguments) }
+    let mut volumes = Volumes::open(&arguments.input, arguments.series.as_deref(), arguments.accept_incomplete)?;
+    if nifti {
+        to_nifti(&mut volumes, &arguments.output, &pool(arguments.threads))?;
+    } else {
+        to_dicom(&mut volumes, &arguments)?;
+    }
+    if !arguments.json {
+        return Ok(());
+    }
+    let grid = volumes.grid()?;
+    print_json(&json!({
+        "input": arguments.input,
+        "output": arguments.output,
+        "format": if nifti { "nifti" } else { "dicom" },
+        "shape": grid.shape,
+        "volumes": volumes.count(),
+        "spacing_mm": grid.spacing().zyx_mm(),
+        "affine_lps": grid.affine.to_row_major(),
+    }))
 }
 
-/// The input as one volume after the other, never all at once.
-enum Volumes {
-    One(Volume),
-    Nifti(Box<NiftiReader>),
-    Series(Vec<FileSeries>),
-}
-
-impl Volumes {
-    fn open(image: Image, arguments: &Arguments) -> Result<Self, Failure> {
-        let scan = match image {
-            Image::Nrrd(volume) => return Ok(Self::One(volume)),
-            Image::Nifti(reader) => {
-                if reader.header().forms_disagree {
-                    eprintln!("scanside: {}: sform and qform disagree; the sform is taken", arguments.input.display());
-                }
-                return Ok(Self::Nifti(reader));
-            }
-            Image::Dicom(scan) => scan,
-        };
-        let mut series = choose(scan, &arguments.input, arguments.series.as_deref())?;
-        let passes = series.passes();
-        let mut all = if passes.len() > 1 && series.arrange().is_err() { passes } else { vec![series] };
-        let mut grids = Vec::new();
-        for (n, one) in all.iter_mut().enumerate() {
-            let arrangement = one.arrange().map_err(Failure::impossible)?;
-            let input = arguments.input.display();
-            if n == 0 {
-                notes(&arrangement).iter().for_each(|note| eprintln!("scanside: {input}: {note}"));
-            }
-            match incomplete(&arrangement) {
-                Some(why) if !arguments.accept_incomplete => {
-                    return Err(Failure::impossible(format!("{input}: {why} (--accept-incomplete converts it all the same)")));
-                }
-                Some(why) => eprintln!("scanside: {input}: {why}"),
-                None => {}
-            }
-            grids.push(arrangement.grid);
-        }
-        if grids.iter().any(|grid| *grid != grids[0]) {
-            let text = format!("{}: the volumes of the series have different places", arguments.input.display());
-            return Err(Failure::impossible(text));
-        }
-        Ok(Self::Series(all))
-    }
-
-    fn count(&self) -> usize {
-        match self {
-            Self::One(_) => 1,
-            Self::Nifti(reader) => reader.header().volumes(),
-            Self::Series(all) => all.len(),
-        }
-    }
-
-    fn get(&mut self, n: usize) -> Result<Volume, Failure> {
-        match self {
-            Self::One(volume) => Ok(volume.clone()),
-            Self::Nifti(reader) => reader.volume(n).map_err(Failure::impossible),
-            Self::Series(all) => {
-                let Loaded { volume, .. } = all[n].load().map_err(Failure::impossible)?;
-                Ok(volume)
-            }
-        }
-    }
-
-    /// Type and rescale that hold all volumes without loss: their own where all agree, else real values.
-    fn voxel(&mut self) -> Result<(VoxelType, Rescale), Failure> {
-        match self {
-            Self::One(volume) => Ok((volume.voxel_type(), volume.rescale())),
-            Self::Nifti(reader) => Ok((reader.header().data_type.voxel_type(), reader.header().rescale)),
-            Self::Series(all) => {
-                let mut found = Vec::new();
-                for one in all {
-                    let arrangement = one.arrange().map_err(Failure::impossible)?;
-                    found.push(arrangement.voxel(one.records()));
-                }
-                let same = found.iter().all(|v| *v == found[0]);
-                Ok(if same { found[0] } else { (VoxelType::F32, Rescale::IDENTITY) })
-            }
-        }
-    }
-
-    fn repetition_s(&self) -> f64 {
-        match self {
-            Self::Nifti(reader) => reader.header().repetition_s().unwrap_or(0.0),
-            Self::Series(all) => {
-                let text = all[0].text(&[tags::REPETITION_TIME]).ok().and_then(|mut t| t.swap_remove(0));
-                text.and_then(|t| t.parse::<f64>().ok()).map_or(0.0, |ms| ms / 1000.0)
-            }
-            Self::One(_) => 0.0,
-        }
-    }
-}
-
-fn to_nifti(volumes: &mut Volumes, output: &Path) -> Result<(), Failure> {
+fn to_nifti(volumes: &mut Volumes, output: &Path, pool: &Pool) -> Result<(), Failure> {
     let (voxel, rescale) = volumes.voxel()?;
     let count = volumes.count();
     let first = volumes.get(0)?;
     let repetition_s = if count > 1 { volumes.repetition_s() } else { 0.0 };
     let spec = NiftiSpec { shape: first.shape(), volumes: count, affine: first.affine(), voxel, rescale, repetition_s };
-    let mut writer = NiftiWriter::create(output, &spec).map_err(Failure::impossible)?;
+    let mut writer = NiftiWriter::create(output, &spec, Some(pool)).map_err(Failure::impossible)?;
     let progress = super::Steps::new();
     let mut volume = Some(first);
     for n in 0..count {
@@ -263,6 +194,10 @@ fn to_dicom(volumes: &mut Volumes, arguments: &Arguments) -> Result<(), Failure>
         if count > 1 {
             template.more.push((tags::TEMPORAL_POSITION_IDENTIFIER, *b"IS", (t + 1).to_string()));
             template.more.push((tags::NUMBER_OF_TEMPORAL_POSITIONS, *b"IS", count.to_string()));
+            let repetition_s = volumes.repetition_s();
+            if repetition_s > 0.0 {
+                template.more.push((tags::REPETITION_TIME, *b"DS", decimal_string(1000.0 * repetition_s)));
+            }
         }
         for k in 0..slices {
             quantized.slice(&volume, if flipped { slices - 1 - k } else { k }, &mut pixels);

@@ -12,7 +12,7 @@ use scanside::volume::Volume;
 use scanside::with_voxel_type;
 
 use super::open::open_volume;
-use super::values::{check_output, mask, parse_slice, resolve_slice};
+use super::values::{check_output, mask, parse_slice, pool, resolve_slice};
 use super::{Failure, print, print_json};
 
 /// Cuts a box out of an image; every voxel keeps its place in the patient.
@@ -41,6 +41,9 @@ pub struct Arguments {
     /// So much more on each side, as far as there is image.
     #[arg(long, requires = "mask", default_value_t = 0.0, value_name = "MM")]
     margin_mm: f64,
+    /// Threads to pack a .nii.gz on [default: all cores]. Its bytes do not depend on it.
+    #[arg(long)]
+    threads: Option<usize>,
     /// Print one JSON object: the box, the new geometry.
     #[arg(long)]
     json: bool,
@@ -104,7 +107,8 @@ fn write(
         rescale: volume.rescale(),
         repetition_s: 0.0,
     };
-    let mut writer = NiftiWriter::create(&arguments.output, &spec).map_err(Failure::impossible)?;
+    let pool = pool(arguments.threads);
+    let mut writer = NiftiWriter::create(&arguments.output, &spec, Some(&pool)).map_err(Failure::impossible)?;
     with_voxel_type!(volume.voxel_type(), T => {
         for slice in k.clone() {
             let stored = volume.stored_slice::<T>(slice).expect("the type is the volume's");

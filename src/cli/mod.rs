@@ -32,6 +32,7 @@ pub mod status;
 pub mod threshold;
 pub mod timeseries;
 pub mod values;
+pub mod volumes;
 pub mod watch;
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.

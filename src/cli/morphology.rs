@@ -110,7 +110,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Operation::Fill => Ok(fill_holes(view, arguments.per_slice, &pool).map_err(|error| about(&error))?),
     };
     let after = after.map_err(|error| about(&error))?;
-    write(&arguments.output, after.view(), volume.affine())?;
+    write(&arguments.output, after.view(), volume.affine(), &pool)?;
     let count = |mask: &ndarray::Array3<u8>| mask.iter().filter(|v| **v != 0).count();
     let (was, is) = (count(&before), count(&after));
     if arguments.json {

@@ -143,7 +143,7 @@ fn write_nifti(phantom: &Phantom, path: &std::path::Path, pool: &Pool) -> Result
         rescale: Rescale::IDENTITY,
         repetition_s: 0.0,
     };
-    let mut writer = NiftiWriter::create(path, &spec).map_err(Failure::impossible)?;
+    let mut writer = NiftiWriter::create(path, &spec, Some(pool)).map_err(Failure::impossible)?;
     let steps = Steps::new();
     let group = 2 * pool.threads();
     let mut voxels = vec![0i16; group * rows * columns];

@@ -11,13 +11,12 @@ use scanside::imaging::plot;
 use scanside::imaging::registration::{
     Image, Interpolation, Kind, Level, Metric, Optimiser, Outcome, Sampling, Settings, Start, Transform, register, resample,
 };
-use scanside::pool::Pool;
-use scanside::volume::{Rescale, Volume, Voxel};
-use scanside::{nifti, with_voxel_type};
+use scanside::volume::Volume;
 
 use super::{Failure, print, print_json};
 use super::open::open_volume;
-use super::output::{cores, write_file};
+use super::output::write_file;
+use super::values::{check_output, pool, write_as};
 
 /// Finds how a moving image must be turned and shifted to lie on a fixed one, and writes it on the fixed grid.
 ///
@@ -146,7 +145,8 @@ enum InterpolationName {
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = settings(&arguments)?;
-    let pool = Pool::new(arguments.threads.unwrap_or_else(cores));
+    check_output(&arguments.out)?;
+    let pool = pool(arguments.threads);
     let fixed = open_volume(&arguments.fixed)?;
     let moving = open_volume(&arguments.moving)?;
     let masks = [(&arguments.fixed_mask, &fixed), (&arguments.moving_mask, &moving)].map(|(path, of)| mask(path.as_deref(), of));
@@ -187,7 +187,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let laid =
         resample(moving_voxels.view(), moving.affine(), grid, &outcome.transform, interpolation, outside, &pool);
     let laid = laid.map_err(Failure::impossible)?;
-    write_like(&arguments.out, &laid, &moving, grid.affine)?;
+    write_as(&arguments.out, laid.view(), grid.affine, &moving, &pool)?;
     if let Some(path) = &arguments.save_transform {
         write_file(path, outcome.transform.to_tfm().as_bytes())?;
     }
@@ -265,17 +265,6 @@ fn mask(path: Option<&Path>, of: &Volume) -> Result<Option<Array3<u8>>, Failure>
         return Err(Failure::impossible(format!("the mask {} is not on the grid of its image", path.display())));
     }
     Ok(Some(volume.to_f32(0..volume.shape()[0]).mapv(|v| u8::from(v != 0.0))))
-}
-
-/// Writes real values with the voxel type and rescale of another volume.
-fn write_like(path: &Path, real: &Array3<f32>, like: &Volume, affine: scanside::geometry::Affine) -> Result<(), Failure> {
-    let Rescale { slope, intercept } = like.rescale();
-    let volume = with_voxel_type!(like.voxel_type(), T => {
-        let stored = real.mapv(|v| T::from_f64((f64::from(v) - intercept) / slope));
-        Volume::from_array(&stored, affine, like.rescale())
-    })
-    .map_err(Failure::impossible)?;
-    nifti::write(path, &volume).map_err(Failure::impossible)
 }
 
 fn metric_name(metric: Metric) -> &'static str {

@@ -81,7 +81,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         let order = Reorientation::new(&volume.grid(), code).map_err(Failure::usage)?;
         with_voxel_type!(volume.voxel_type(), T => {
             let stored = order.apply(volume.stored::<T>().expect("the type is the volume's"));
-            write_array(&arguments.output, stored.view(), order.grid.affine, volume.rescale()).map_err(Failure::impossible)?;
+            write_array(&arguments.output, stored.view(), order.grid.affine, volume.rescale(), Some(&pool)).map_err(Failure::impossible)?;
         });
         return tell(&arguments, &order.grid);
     }
@@ -97,7 +97,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             let stored = volume.stored::<T>().expect("the type is the volume's");
             let outside = <T as scanside::volume::Voxel>::from_f64((arguments.outside - rescale.intercept) / rescale.slope);
             let out = resample_nearest(stored, &from, &to, outside, &pool).map_err(|error| about(&error))?;
-            write_array(&arguments.output, out.view(), to.affine, rescale).map_err(Failure::impossible)?;
+            write_array(&arguments.output, out.view(), to.affine, rescale, Some(&pool)).map_err(Failure::impossible)?;
         });
         return tell(&arguments, &to);
     }
@@ -110,8 +110,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let out =
         resample(values.view(), &from, &to, how, arguments.outside as f32, &pool).map_err(|error| about(&error))?;
     match arguments.float {
-        true => write(&arguments.output, out.view(), to.affine)?,
-        false => write_as(&arguments.output, out.view(), to.affine, &volume)?,
+        true => write(&arguments.output, out.view(), to.affine, &pool)?,
+        false => write_as(&arguments.output, out.view(), to.affine, &volume, &pool)?,
     }
     tell(&arguments, &to)
 }

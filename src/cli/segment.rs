@@ -64,7 +64,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let labels = labels.map_err(|e| Failure::Impossible(format!("{}: {e}", arguments.inputs[0].display())))?;
     steps.clear();
     let affine = volumes[0].affine();
-    write(&arguments.out, labels.view(), affine)?;
+    write(&arguments.out, labels.view(), affine, &pool)?;
     let mut counts = vec![0u64; 256];
     labels.iter().for_each(|label| counts[usize::from(*label)] += 1);
     let voxel_ml = affine.spacing().voxel_mm3() / 1000.0;

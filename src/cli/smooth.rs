@@ -80,19 +80,19 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         with_voxel_type!(volume.voxel_type(), T => {
             let stored = volume.stored::<T>().expect("the type is the volume's");
             let out = median(stored, radius, edge, &pool).map_err(|error| about(&error))?;
-            write_array(&arguments.output, out.view(), affine, volume.rescale()).map_err(Failure::impossible)?;
+            write_array(&arguments.output, out.view(), affine, volume.rescale(), Some(&pool)).map_err(Failure::impossible)?;
         });
         json!({"median": {"radius_voxel": radius}})
     } else if let Some(iterations) = arguments.curvature {
         let out = curvature_flow(real(&volume).view(), spacing, iterations, arguments.time_step, &pool);
-        write(&arguments.output, out.map_err(|error| about(&error))?.view(), affine)?;
+        write(&arguments.output, out.map_err(|error| about(&error))?.view(), affine, &pool)?;
         json!({"curvature_flow": {"steps": iterations, "time_step": arguments.time_step}})
     } else {
         let sigma = arguments.gaussian.expect("the group asks for one of the three");
         let zyx_mm = spacing.zyx_mm();
         let sigma_voxel = if arguments.mm { std::array::from_fn(|a| sigma[a] / zyx_mm[a]) } else { sigma };
         let out = gaussian(real(&volume).view(), sigma_voxel, edge, &pool).map_err(|error| about(&error))?;
-        write(&arguments.output, out.view(), affine)?;
+        write(&arguments.output, out.view(), affine, &pool)?;
         let sigma_mm: [f64; 3] = std::array::from_fn(|a| sigma_voxel[a] * zyx_mm[a]);
         json!({"gaussian": {"sigma_voxel": sigma_voxel, "sigma_mm": sigma_mm}})
     };

@@ -59,7 +59,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         (between(values.view(), lower, upper, &pool), None)
     };
     let mask = mask.map_err(|error| about(&error))?;
-    write(&arguments.output, mask.view(), volume.affine())?;
+    write(&arguments.output, mask.view(), volume.affine(), &pool)?;
     let inside = mask.iter().filter(|v| **v != 0).count();
     let volume_ml = inside as f64 * volume.spacing().voxel_mm3() / 1000.0;
     if arguments.json {

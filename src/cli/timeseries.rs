@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use scanside::imaging::timeseries::{Change, Moments};
-use scanside::nifti::{NiftiReader, NiftiSpec, NiftiWriter};
+use scanside::geometry::Grid;
+use scanside::nifti::{NiftiSpec, NiftiWriter};
 use scanside::pool::Pool;
 use scanside::volume::{Rescale, VoxelType};
 
-use super::open::{Image, look};
 use super::values::{about, check_output, parse_slice, pool, resolve_slice};
+use super::volumes::Volumes;
 use super::{Failure, Steps, print, print_json};
 
-/// Turns a 4-D NIfTI into z-scores, percent signal change, or a map of its mean, its deviation or its tSNR.
+/// Turns a 4-D series into z-scores, percent signal change, or a map of its mean, its deviation or its tSNR.
 ///
 /// The file is read twice, one time point in memory at a time, so its length costs no memory. Results are 32-bit floats.
 #[derive(clap::Args)]
@@ -39,7 +40,7 @@ enum Action {
 
 #[derive(clap::Args)]
 struct Files {
-    /// The series: a 4-D .nii or .nii.gz.
+    /// The series: a 4-D .nii or .nii.gz, or a DICOM folder with several images at each place.
     input: PathBuf,
     /// Where the result goes: .nii or .nii.gz.
     output: PathBuf,
@@ -71,9 +72,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match &arguments.action {
         Action::Normalize(_) => series.write_changed(&files.output, &moments.z_score(), &pool, &steps)?,
         Action::Percent(_) => series.write_changed(&files.output, &moments.percent_change(), &pool, &steps)?,
-        Action::Mean(_) => series.write_map(&files.output, &moments.mean())?,
-        Action::Std(_) => series.write_map(&files.output, &moments.std())?,
-        Action::Tsnr(_) => series.write_map(&files.output, &moments.tsnr())?,
+        Action::Mean(_) => series.write_map(&files.output, &moments.mean(), &pool)?,
+        Action::Std(_) => series.write_map(&files.output, &moments.std(), &pool)?,
+        Action::Tsnr(_) => series.write_map(&files.output, &moments.tsnr(), &pool)?,
     }
     steps.clear();
     if files.json {
@@ -81,7 +82,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             "input": files.input,
             "output": files.output,
             "action": name,
-            "shape": series.shape,
+            "shape": series.grid.shape,
             "time_points": series.range.len(),
             "range": [series.range.start, series.range.end],
             "of": series.volumes,
@@ -94,8 +95,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 /// The time points that are meant, one at a time.
 struct Series {
     path: PathBuf,
-    reader: Box<NiftiReader>,
-    shape: [usize; 3],
+    frames: Volumes,
+    grid: Grid,
     volumes: usize,
     repetition_s: f64,
     range: std::ops::Range<usize>,
@@ -105,26 +106,24 @@ struct Series {
 impl Series {
     fn open(files: &Files) -> Result<Self, Failure> {
         let path = files.input.clone();
-        let Image::Nifti(reader) = look(&path)? else {
-            let text = "time series are read from 4-D NIfTI files; scanside convert makes them";
-            return Err(Failure::impossible(format!("{}: {text}", path.display())));
-        };
-        let header = reader.header();
-        let (shape, volumes) = (header.volume_shape(), header.volumes());
+        let mut frames = Volumes::open(&path, None, false)?;
+        let (grid, volumes) = (frames.grid()?, frames.count());
         if volumes < 2 {
-            let text = format!("header field dim: {volumes} time point where a series is wanted");
+            let text = match frames {
+                Volumes::Nifti(_) => "header field dim: one time point where a series is wanted",
+                _ => "one time point where a series is wanted",
+            };
             return Err(about(&path)(&text));
         }
         let range = resolve_slice(files.range.unwrap_or((None, None)), volumes)
             .ok_or_else(|| Failure::usage(format!("--range: it holds none of the {volumes} time points")))?;
-        let repetition_s = header.repetition_s().unwrap_or(0.0);
-        let frame = vec![0.0; shape.iter().product()];
-        Ok(Self { path, reader, shape, volumes, repetition_s, range, frame })
+        let repetition_s = frames.repetition_s();
+        let frame = vec![0.0; grid.voxels()];
+        Ok(Self { path, frames, grid, volumes, repetition_s, range, frame })
     }
 
     fn read(&mut self, t: usize) -> Result<(), Failure> {
-        let start = (t * self.frame.len()) as u64;
-        self.reader.read_f32(start, &mut self.frame).map_err(Failure::impossible)
+        self.frames.read_f32(t, &mut self.frame)
     }
 
     fn moments(&mut self, pool: &Pool, steps: &Steps) -> Result<Moments, Failure> {
@@ -137,25 +136,25 @@ impl Series {
         Ok(moments)
     }
 
-    fn writer(&self, output: &Path, volumes: usize) -> Result<NiftiWriter, Failure> {
+    fn writer<'p>(&self, output: &Path, volumes: usize, pool: &'p Pool) -> Result<NiftiWriter<'p>, Failure> {
         let spec = NiftiSpec {
-            shape: self.shape,
+            shape: self.grid.shape,
             volumes,
-            affine: self.reader.header().affine,
+            affine: self.grid.affine,
             voxel: VoxelType::F32,
             rescale: Rescale::IDENTITY,
             repetition_s: if volumes > 1 { self.repetition_s } else { 0.0 },
         };
-        NiftiWriter::create(output, &spec).map_err(Failure::impossible)
+        NiftiWriter::create(output, &spec, Some(pool)).map_err(Failure::impossible)
     }
 
-    fn write_map(&self, output: &Path, map: &[f32]) -> Result<(), Failure> {
-        let mut writer = self.writer(output, 1)?;
+    fn write_map(&self, output: &Path, map: &[f32], pool: &Pool) -> Result<(), Failure> {
+        let mut writer = self.writer(output, 1, pool)?;
         writer.write_voxels(map).and_then(|()| writer.finish()).map_err(Failure::impossible)
     }
 
     fn write_changed(&mut self, output: &Path, change: &Change, pool: &Pool, steps: &Steps) -> Result<(), Failure> {
-        let mut writer = self.writer(output, self.range.len())?;
+        let mut writer = self.writer(output, self.range.len(), pool)?;
         for (n, t) in self.range.clone().enumerate() {
             self.read(t)?;
             change.apply(&mut self.frame, pool).map_err(|error| about(&self.path)(&error))?;

@@ -72,27 +72,27 @@ pub fn labels(volume: &Volume, path: &Path) -> Result<Array3<u32>, Failure> {
 }
 
 /// Writes an array with a geometry.
-pub fn write<T: Voxel>(path: &Path, voxels: ArrayView3<T>, affine: Affine) -> Result<(), Failure> {
-    nifti::write_array(path, voxels, affine, Rescale::IDENTITY).map_err(Failure::impossible)
+pub fn write<T: Voxel>(path: &Path, voxels: ArrayView3<T>, affine: Affine, pool: &Pool) -> Result<(), Failure> {
+    nifti::write_array(path, voxels, affine, Rescale::IDENTITY, Some(pool)).map_err(Failure::impossible)
 }
 
 /// Writes labels as small as they fit.
-pub fn write_labels(path: &Path, labels: &Array3<u32>, affine: Affine) -> Result<(), Failure> {
+pub fn write_labels(path: &Path, labels: &Array3<u32>, affine: Affine, pool: &Pool) -> Result<(), Failure> {
     match labels.iter().max().copied().unwrap_or(0) {
-        0..=255 => write(path, labels.mapv(|l| l as u8).view(), affine),
-        256..=65_535 => write(path, labels.mapv(|l| l as u16).view(), affine),
-        _ => write(path, labels.view(), affine),
+        0..=255 => write(path, labels.mapv(|l| l as u8).view(), affine, pool),
+        256..=65_535 => write(path, labels.mapv(|l| l as u16).view(), affine, pool),
+        _ => write(path, labels.view(), affine, pool),
     }
 }
 
 /// Writes real values as `like` stores its own: integers are rounded to the nearest and kept in range.
-pub fn write_as(path: &Path, values: ArrayView3<f32>, affine: Affine, like: &Volume) -> Result<(), Failure> {
+pub fn write_as(path: &Path, values: ArrayView3<f32>, affine: Affine, like: &Volume, pool: &Pool) -> Result<(), Failure> {
     let rescale = like.rescale();
     match like.voxel_type() {
-        VoxelType::F32 | VoxelType::F64 => write(path, values, affine),
+        VoxelType::F32 | VoxelType::F64 => write(path, values, affine, pool),
         voxel => with_voxel_type!(voxel, T => {
             let stored = values.mapv(|v| T::from_f64((f64::from(v) - rescale.intercept) / rescale.slope));
-            nifti::write_array(path, stored.view(), affine, rescale).map_err(Failure::impossible)
+            nifti::write_array(path, stored.view(), affine, rescale, Some(pool)).map_err(Failure::impossible)
         }),
     }
 }

@@ -31,7 +31,7 @@ fn what_is_written_is_read_back_plain_and_gzipped() {
     for name in ["a.nii", "a.nii.gz"] {
         let path = folder.path().join(name);
         let voxels = ramp((3, 4, 5));
-        write_array(&path, voxels.view(), oblique(), rescale).expect("it is written");
+        write_array(&path, voxels.view(), oblique(), rescale, None).expect("it is written");
         let volume = read(&path).expect("it is read");
         assert_eq!(volume.stored::<i16>().expect("16 bits"), voxels);
         assert_eq!(volume.rescale(), rescale);
@@ -47,7 +47,7 @@ fn sform_and_qform_of_a_written_file_agree() {
     let path = folder.path().join("a.nii");
     let flipped = Affine::new([-0.5, 0.0, 0.0], [0.0, 0.0, -2.0], [0.0, 3.0, 0.0], [1.0, 2.0, 3.0]).expect("an affine");
     for affine in [oblique(), flipped, Affine::axial(crate::geometry::Spacing::new([1.0; 3]).expect("mm"), [0.0; 3])] {
-        write_array(&path, ramp((2, 3, 4)).view(), affine, Rescale::IDENTITY).expect("it is written");
+        write_array(&path, ramp((2, 3, 4)).view(), affine, Rescale::IDENTITY, None).expect("it is written");
         let header = header_of(&path);
         assert_eq!((header.form_codes, header.forms_disagree), ([1, 1], false));
         let mut bytes = std::fs::read(&path).expect("it is there");
@@ -64,7 +64,7 @@ fn a_sheared_affine_is_kept_by_the_sform_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("a.nii.gz");
     let sheared = Affine::new([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.9, 2.5], [0.0; 3]).expect("an affine");
-    write_array(&path, ramp((2, 3, 4)).view(), sheared, Rescale::IDENTITY).expect("it is written");
+    write_array(&path, ramp((2, 3, 4)).view(), sheared, Rescale::IDENTITY, None).expect("it is written");
     let header = header_of(&path);
     assert_eq!(header.form_codes, [1, 0]);
     close(&header.affine, &sheared, 1e-4);
@@ -74,7 +74,7 @@ fn a_sheared_affine_is_kept_by_the_sform_alone() {
 fn forms_that_disagree_are_told_and_the_sform_is_taken() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("a.nii");
-    write_array(&path, ramp((2, 3, 4)).view(), oblique(), Rescale::IDENTITY).expect("it is written");
+    write_array(&path, ramp((2, 3, 4)).view(), oblique(), Rescale::IDENTITY, None).expect("it is written");
     let mut bytes = std::fs::read(&path).expect("it is there");
     bytes[268..272].copy_from_slice(&77f32.to_le_bytes());
     std::fs::write(&path, bytes).expect("it is written");
@@ -88,7 +88,7 @@ fn a_long_axis_makes_it_nifti_2() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("long.nii.gz");
     let voxels = Array3::from_elem((1, 1, 40_000), 7u8);
-    write_array(&path, voxels.view(), oblique(), Rescale::IDENTITY).expect("it is written");
+    write_array(&path, voxels.view(), oblique(), Rescale::IDENTITY, None).expect("it is written");
     assert_eq!(header_of(&path).version, 2);
     assert_eq!(read(&path).expect("it is read").stored::<u8>().expect("bytes"), voxels);
     close(&header_of(&path).affine, &oblique(), 1e-9);
@@ -107,7 +107,7 @@ fn a_series_is_read_by_volumes_and_by_ranges_in_any_order() {
             rescale: Rescale::IDENTITY,
             repetition_s: 2.5,
         };
-        let mut writer = NiftiWriter::create(&path, &spec).expect("it begins");
+        let mut writer = NiftiWriter::create(&path, &spec, None).expect("it begins");
         let voxels: Vec<f32> = (0..120).map(|v| v as f32).collect();
         writer.write_voxels(&voxels).expect("it goes on");
         writer.finish().expect("it ends");
@@ -135,7 +135,7 @@ fn a_writer_that_is_given_too_little_leaves_no_file() {
         rescale: Rescale::IDENTITY,
         repetition_s: 0.0,
     };
-    let mut writer = NiftiWriter::create(&path, &spec).expect("it begins");
+    let mut writer = NiftiWriter::create(&path, &spec, None).expect("it begins");
     writer.write_voxels(&[1u8; 7]).expect("it goes on");
     assert!(writer.finish().is_err());
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
@@ -145,7 +145,7 @@ fn a_writer_that_is_given_too_little_leaves_no_file() {
 fn headers_that_lie_are_refused_with_the_field() {
     let folder = tempfile::tempdir().expect("a folder");
     let good = folder.path().join("a.nii");
-    write_array(&good, ramp((2, 3, 4)).view(), oblique(), Rescale::IDENTITY).expect("it is written");
+    write_array(&good, ramp((2, 3, 4)).view(), oblique(), Rescale::IDENTITY, None).expect("it is written");
     let good = std::fs::read(good).expect("it is there");
     let refused = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = good.clone();
@@ -180,7 +180,7 @@ fn a_gzip_bomb_is_read_no_further_than_its_header_claims() {
     let path = folder.path().join("bomb.nii.gz");
     // 4 voxels by its header, then 64 MiB of zeros.
     let small = folder.path().join("a.nii");
-    write_array(&small, ramp((1, 2, 2)).view(), oblique(), Rescale::IDENTITY).expect("it is written");
+    write_array(&small, ramp((1, 2, 2)).view(), oblique(), Rescale::IDENTITY, None).expect("it is written");
     let mut bytes = std::fs::read(&small).expect("it is there");
     bytes.resize(64 << 20, 0);
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));

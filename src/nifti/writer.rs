@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use ndarray::ArrayView3;
 
+use super::deflate::GzipWriter;
 use super::header::quaternion_of;
 use super::{NiftiError, code_of};
 use crate::geometry::{Affine, norm};
+use crate::pool::Pool;
 use crate::volume::{Rescale, Volume, Voxel, VoxelType};
 use crate::with_voxel_type;
 
@@ -31,19 +31,15 @@ pub struct NiftiSpec {
     pub repetition_s: f64,
 }
 
-/// zlib's scale. The fastest that is still a compression: the voxels of a scan are mostly noise, and the higher levels
-/// spend ten times the time on the last few per cent.
-const GZIP_LEVEL: u32 = 1;
-
 const BUFFER_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
-enum Out {
+enum Out<'p> {
     Plain(BufWriter<File>),
-    Gzip(Box<GzEncoder<BufWriter<File>>>),
+    Gzip(GzipWriter<'p, BufWriter<File>>),
 }
 
-impl Out {
+impl Out<'_> {
     fn as_write(&mut self) -> &mut dyn Write {
         match self {
             Self::Plain(out) => out,
@@ -56,21 +52,21 @@ impl Out {
 ///
 /// Voxels are given in the file's order: columns fastest, then rows, slices, volumes. Dropped before [`NiftiWriter::finish`], it leaves nothing.
 #[derive(Debug)]
-pub struct NiftiWriter {
+pub struct NiftiWriter<'p> {
     path: PathBuf,
     partial: PathBuf,
-    out: Option<Out>,
+    out: Option<Out<'p>>,
     expected: u64,
     written: u64,
     voxel: VoxelType,
 }
 
-impl NiftiWriter {
-    /// Begins a file.
+impl<'p> NiftiWriter<'p> {
+    /// Begins a file. A `.nii.gz` is packed on the pool, if there is one; its bytes do not depend on that.
     ///
     /// # Errors
     /// [`NiftiError::Io`].
-    pub fn create(path: &Path, spec: &NiftiSpec) -> Result<Self, NiftiError> {
+    pub fn create(path: &Path, spec: &NiftiSpec, pool: Option<&'p Pool>) -> Result<Self, NiftiError> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         let gzip = name.to_string_lossy().ends_with(".gz");
         name.push(format!(".{}.partial", std::process::id()));
@@ -79,7 +75,7 @@ impl NiftiWriter {
         let file = File::create(&partial).map_err(io)?;
         let buffered = BufWriter::with_capacity(BUFFER_BYTES, file);
         let mut out = match gzip {
-            true => Out::Gzip(Box::new(GzEncoder::new(buffered, Compression::new(GZIP_LEVEL)))),
+            true => Out::Gzip(GzipWriter::new(buffered, pool).map_err(io)?),
             false => Out::Plain(buffered),
         };
         let voxels = spec.shape.iter().map(|n| *n as u64).product::<u64>() * spec.volumes as u64;
@@ -137,7 +133,7 @@ impl NiftiWriter {
     }
 }
 
-impl Drop for NiftiWriter {
+impl Drop for NiftiWriter<'_> {
     fn drop(&mut self) {
         // After `finish` the name is gone and this does nothing.
         let _ = std::fs::remove_file(&self.partial);
@@ -148,7 +144,7 @@ impl Drop for NiftiWriter {
 ///
 /// # Errors
 /// [`NiftiError::Io`].
-pub fn write(path: &Path, volume: &Volume) -> Result<(), NiftiError> {
+pub fn write(path: &Path, volume: &Volume, pool: Option<&Pool>) -> Result<(), NiftiError> {
     let spec = NiftiSpec {
         shape: volume.shape(),
         volumes: 1,
@@ -157,13 +153,13 @@ pub fn write(path: &Path, volume: &Volume) -> Result<(), NiftiError> {
         rescale: volume.rescale(),
         repetition_s: 0.0,
     };
-    let mut writer = NiftiWriter::create(path, &spec)?;
+    let mut writer = NiftiWriter::create(path, &spec, pool)?;
     write_slices(&mut writer, volume)?;
     writer.finish()
 }
 
 /// Appends all slices of a volume.
-fn write_slices(writer: &mut NiftiWriter, volume: &Volume) -> Result<(), NiftiError> {
+fn write_slices(writer: &mut NiftiWriter<'_>, volume: &Volume) -> Result<(), NiftiError> {
     with_voxel_type!(volume.voxel_type(), T => {
         for k in 0..volume.shape()[0] {
             let slice = volume.stored_slice::<T>(k).expect("the type is the volume's");
@@ -174,7 +170,7 @@ fn write_slices(writer: &mut NiftiWriter, volume: &Volume) -> Result<(), NiftiEr
     Ok(())
 }
 
-impl NiftiWriter {
+impl NiftiWriter<'_> {
     /// The next volume, slice by slice.
     ///
     /// # Errors
@@ -196,10 +192,11 @@ pub fn write_array<T: Voxel>(
     voxels: ArrayView3<'_, T>,
     affine: Affine,
     rescale: Rescale,
+    pool: Option<&Pool>,
 ) -> Result<(), NiftiError> {
     let (z, y, x) = voxels.dim();
     let spec = NiftiSpec { shape: [z, y, x], volumes: 1, affine, voxel: T::TYPE, rescale, repetition_s: 0.0 };
-    let mut writer = NiftiWriter::create(path, &spec)?;
+    let mut writer = NiftiWriter::create(path, &spec, pool)?;
     for slice in voxels.outer_iter() {
         writer.write_voxels(slice.as_standard_layout().as_slice().expect("standard layout"))?;
     }
