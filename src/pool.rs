@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, bounded};
@@ -70,6 +70,8 @@ pub(crate) use widened;
 pub struct Pool {
     tickets: Option<Sender<Arc<Shared>>>,
     workers: Vec<JoinHandle<()>>,
+    /// Records of calls that are over, to be used again: a network in steady state asks the allocator for nothing.
+    spare: Mutex<Vec<Arc<Shared>>>,
 }
 
 impl Pool {
@@ -86,7 +88,7 @@ impl Pool {
                     .expect("the system has room for a few threads")
             })
             .collect();
-        Self { tickets: Some(tickets), workers }
+        Self { tickets: Some(tickets), workers, spare: Mutex::new(Vec::new()) }
     }
 
     /// Threads that compute, the caller's included.
@@ -103,17 +105,13 @@ impl Pool {
             return Ok(());
         }
         let task: &(dyn Fn(usize) + Sync) = &task;
-        // SAFETY: only the lifetime changes. `Shared` calls the task between `enter` and `leave` alone, `enter` fails
-        // once `close` has been called, and this function does not return before `close` has seen the last `leave`.
+        // SAFETY: only the lifetime changes. `Shared` calls the task between entering and leaving alone, nobody enters
+        // once `close` has been called, and this function does not return before `close` has seen the last one leave.
         // So no call outlives the borrow. std's scoped threads would start threads for each call instead.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let shared = Arc::new(Shared {
-            task,
-            tasks,
-            next: AtomicUsize::new(0),
-            state: Mutex::new(State { open: true, inside: 0, fault: None }),
-            left: Condvar::new(),
-        });
+        let spare = self.spare.lock().expect("no code panics under this lock").pop();
+        let shared = spare.unwrap_or_default();
+        shared.open(Job { task, tasks });
         for _ in 0..self.workers.len().min(tasks - 1) {
             let tickets = self.tickets.as_ref().expect("the queue lives as long as the pool");
             if tickets.try_send(Arc::clone(&shared)).is_err() {
@@ -121,7 +119,9 @@ impl Pool {
             }
         }
         shared.help();
-        shared.close()
+        let outcome = shared.close();
+        self.spare.lock().expect("no code panics under this lock").push(shared);
+        outcome
     }
 
     /// As [`Pool::for_each`], collecting what the tasks return, in their order.
@@ -161,52 +161,67 @@ impl Drop for Pool {
     }
 }
 
-/// One `for_each` in flight.
+/// One `for_each` in flight. A ticket may outlive it: then nobody gets in, or helps with the call that uses it next.
+#[derive(Default)]
 struct Shared {
-    task: &'static (dyn Fn(usize) + Sync),
-    tasks: usize,
     next: AtomicUsize,
     state: Mutex<State>,
     left: Condvar,
 }
 
+#[derive(Clone, Copy)]
+struct Job {
+    task: &'static (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+#[derive(Default)]
 struct State {
-    open: bool,
+    /// While the call is open.
+    job: Option<Job>,
     inside: usize,
     fault: Option<(usize, Fault)>,
 }
 
 impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics under this lock")
+    }
+
+    fn open(&self, job: Job) {
+        let mut state = self.state();
+        self.next.store(0, Ordering::Relaxed);
+        state.job = Some(job);
+    }
+
     fn help(&self) {
-        if !self.enter() {
-            return;
-        }
+        let Some(job) = self.enter() else { return };
         loop {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
-            if n >= self.tasks {
+            if n >= job.tasks {
                 break;
             }
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (self.task)(n))) {
-                let mut state = self.state.lock().expect("no code panics under this lock");
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (job.task)(n))) {
+                let mut state = self.state();
                 if state.fault.as_ref().is_none_or(|(first, _)| n < *first) {
                     state.fault = Some((n, Fault::from_panic(payload)));
                 }
             }
         }
-        let mut state = self.state.lock().expect("no code panics under this lock");
-        state.inside -= 1;
+        self.state().inside -= 1;
         self.left.notify_all();
     }
 
-    fn enter(&self) -> bool {
-        let mut state = self.state.lock().expect("no code panics under this lock");
-        state.inside += usize::from(state.open);
-        state.open
+    fn enter(&self) -> Option<Job> {
+        let mut state = self.state();
+        let job = state.job?;
+        state.inside += 1;
+        Some(job)
     }
 
     fn close(&self) -> Result<(), Fault> {
-        let mut state = self.state.lock().expect("no code panics under this lock");
-        state.open = false;
+        let mut state = self.state();
+        state.job = None;
         while state.inside > 0 {
             state = self.left.wait(state).expect("no code panics under this lock");
         }

@@ -79,6 +79,62 @@ pub(super) fn sized_window(node: &NodeProto, kernel: [usize; 3], space: [usize; 
     Ok(window)
 }
 
+/// Where a transposed convolution puts its outputs.
+pub(super) struct Transposed {
+    pub stride: [usize; 3],
+    pub dilation: [usize; 3],
+    /// Outputs cut off before the first one.
+    pub before: [usize; 3],
+    pub output: [usize; 3],
+}
+
+/// As ONNX's `ConvTranspose` defines it; where the shape of the output is given, padding is shared out as ONNX Runtime does.
+pub(super) fn transposed_window(node: &NodeProto, kernel: [usize; 3], space: [usize; 3], rank: usize) -> Lower<Transposed> {
+    let spatial = rank - 2;
+    let list = |name: &str, default: i64, count: usize| -> Lower<Vec<i64>> {
+        let values = ints(node, name);
+        match values.len() {
+            0 => Ok(vec![default; count]),
+            len if len == count && values.iter().all(|value| *value >= 0) => Ok(values),
+            _ => Err(Trouble::Here(format!("its {name}"))),
+        }
+    };
+    let (strides, dilations) = (list("strides", 1, spatial)?, list("dilations", 1, spatial)?);
+    let (pads, more) = (list("pads", 0, 2 * spatial)?, list("output_padding", 0, spatial)?);
+    let shape = ints(node, "output_shape");
+    let shape = if shape.len() == rank { &shape[2..] } else { &shape };
+    let way = text(node, "auto_pad", "NOTSET");
+    let same = way.starts_with("SAME");
+    if strides.contains(&0) || dilations.contains(&0) || !matches!(way, "NOTSET" | "VALID" | "SAME_UPPER" | "SAME_LOWER") {
+        return Err("its strides, dilations or padding".into());
+    }
+    if !shape.is_empty() && shape.len() != spatial {
+        return Err("its output shape".into());
+    }
+    let mut all = Transposed { stride: [1; 3], dilation: [1; 3], before: [0; 3], output: [1; 3] };
+    for n in 0..spatial {
+        let axis = 3 - spatial + n;
+        let full = strides[n] * (space[axis] as i64 - 1) + (kernel[axis] as i64 - 1) * dilations[n] + 1 + more[n];
+        let wanted = if same { Some(space[axis] as i64 * strides[n]) } else { None };
+        let (before, output) = match shape.get(n).copied().or(wanted) {
+            None if way == "VALID" => (0, full),
+            None => (pads[n], full - pads[n] - pads[spatial + n]),
+            Some(output) => {
+                let cut = (full - output).max(0);
+                (if way == "SAME_UPPER" { cut / 2 } else { cut - cut / 2 }, output)
+            }
+        };
+        if output < 1 || output + before > full {
+            return Err("its output shape".into());
+        }
+        all.stride[axis] = strides[n] as usize;
+        all.dilation[axis] = dilations[n] as usize;
+        all.before[axis] = before as usize;
+        all.output[axis] = output as usize;
+    }
+    Ok(all)
+}
+
 /// Elementwise operators. Exponentials are computed in `f64`, so that their bytes do not hang on a library's last bit.
 pub(super) fn function(node: &NodeProto) -> impl Fn(f32) -> f32 + use<> {
     let kind = node.op_type.trim_start_matches("QLinear").to_owned();

@@ -2,12 +2,14 @@
 //!
 //! Parts that compute in integers run in our own kernels, everything else in tract.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
+use smallvec::SmallVec;
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::{ModelProto, NodeProto};
 use tract_onnx::prelude::*;
@@ -16,7 +18,8 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_core;
 
 use super::kernels::{Kernel, Memory, Program};
-use super::{lower, onnx};
+use super::floats::FloatLayer;
+use super::{floats, lower, onnx};
 use crate::pool::{Fault, Pool};
 
 /// A network that cannot be loaded or run.
@@ -45,6 +48,8 @@ pub struct Network {
     input_shapes: Vec<Vec<usize>>,
     output_shapes: Vec<Vec<usize>>,
     islands: Vec<Planned>,
+    /// Our own layers among what is left.
+    floats: Vec<FloatLayer>,
     /// What is not an island, if anything.
     rest: Option<Arc<TypedSimplePlan>>,
     kept: Vec<(String, String)>,
@@ -54,7 +59,6 @@ pub struct Network {
 struct Planned {
     program: Program,
     batch: usize,
-    outputs: Vec<Vec<usize>>,
 }
 
 /// One step of a plan, for people to read: see [`Network::explain`].
@@ -64,7 +68,7 @@ pub struct Step {
     pub name: String,
     /// What it does.
     pub operator: String,
-    /// Who runs it: `integer` (our kernels) or `tract`.
+    /// Who runs it: `integer` or `float` (our kernels), or `tract`.
     pub place: &'static str,
     /// Which kernel, where there is a choice.
     pub kernel: String,
@@ -108,14 +112,16 @@ impl Network {
         let Some(kernel) = kernel else {
             let rest = plan_rest(model)?;
             let (input_shapes, output_shapes) = edge_shapes(&rest)?;
-            return Ok(Self { input_shapes, output_shapes, islands: vec![], rest: Some(rest), kept: vec![] });
+            return Ok(Self { input_shapes, output_shapes, islands: vec![], floats: vec![], rest: Some(rest), kept: vec![] });
         };
         let known: OnceCell<HashMap<String, Vec<usize>>> = OnceCell::new();
         let shape = |name: &str| match onnx::network_inputs(graph).find(|input| *input == name) {
             Some(input) => onnx::input_shape(graph, input).ok(),
             None => known.get_or_init(|| inferred_shapes(model)).get(name).cloned(),
         };
-        let lowered = lower::lower(model, &shape)?;
+        let mut lowered = lower::lower(model, &shape)?;
+        let islands = lowered.islands.len();
+        let floats = lowered.rest.as_mut().map_or_else(Vec::new, |rest| floats::lower(rest, islands, kernel, &shape));
         let rest = lowered.rest.as_ref().map(plan_rest).transpose()?;
         let islands: Vec<Planned> = lowered
             .islands
@@ -123,7 +129,6 @@ impl Network {
             .map(|island| Planned {
                 program: Program::plan(&island.graph, kernel),
                 batch: island.batch,
-                outputs: island.outputs.iter().map(|(_, shape)| shape.clone()).collect(),
             })
             .collect();
         let (input_shapes, output_shapes) = match &rest {
@@ -134,7 +139,7 @@ impl Network {
                 (shapes(&island.inputs), shapes(&island.outputs))
             }
         };
-        Ok(Self { input_shapes, output_shapes, islands, rest, kept: lowered.kept })
+        Ok(Self { input_shapes, output_shapes, islands, floats, rest, kept: lowered.kept })
     }
 
     /// Shapes of the inputs, as in the file (N first).
@@ -156,12 +161,14 @@ impl Network {
     /// that runs in tract, the tensors alive at once are counted.
     pub fn arena_bytes(&self) -> usize {
         let islands: usize = self.islands.iter().map(|island| island.program.memory_bytes(1)).sum();
-        islands + self.rest.as_ref().map_or(0, |rest| tract_bytes(rest))
+        let floats: usize = self.floats.iter().map(|layer| layer.conv.scratch_bytes()).sum();
+        islands + floats + self.rest.as_ref().map_or(0, |rest| tract_bytes(rest))
     }
 
-    /// Bytes of packed weights and tables of the integer parts.
+    /// Bytes of packed weights and tables of the parts that are ours.
     pub fn weight_bytes(&self) -> usize {
-        self.islands.iter().map(|island| island.program.constant_bytes()).sum()
+        let floats: usize = self.floats.iter().map(|layer| layer.conv.constant_bytes()).sum();
+        floats + self.islands.iter().map(|island| island.program.constant_bytes()).sum::<usize>()
     }
 
     /// Nodes that could have been lowered but were not, and why.
@@ -176,7 +183,10 @@ impl Network {
         let steps = rest.order_without_consts().iter().map(|id| {
             let node = model.node(*id);
             if let Some(hook) = node.op_as::<Hook>() {
-                return island_steps(&self.islands[hook.index]);
+                return match self.islands.get(hook.index) {
+                    Some(island) => island_steps(island),
+                    None => vec![float_step(&self.floats[hook.index - self.islands.len()])],
+                };
             }
             let bytes = |fact: &TypedFact| {
                 let count: usize = fact.shape.as_concrete().map_or(0, |dims| dims.iter().product());
@@ -203,7 +213,8 @@ impl Network {
     /// # Errors
     /// [`EngineError::Run`] when there is no room for it.
     pub fn session(&self) -> Result<Session<'_>, EngineError> {
-        let memories = self.islands.iter().map(|island| island.program.memory(1));
+        let islands = self.islands.iter().map(|island| island.program.memory(1));
+        let memories = islands.chain(self.floats.iter().map(|layer| layer.conv.memory(1)));
         let memories =
             memories.collect::<Result<_, _>>().map_err(|error| EngineError::Run(format!("no memory: {error}")))?;
         let state = self.rest.as_ref().map(|rest| rest.spawn()).transpose();
@@ -223,6 +234,18 @@ fn island_steps(island: &Planned) -> Vec<Step> {
         bytes: step.bytes,
     });
     steps.collect()
+}
+
+fn float_step(layer: &FloatLayer) -> Step {
+    Step {
+        name: layer.name.clone(),
+        operator: "convolution".into(),
+        place: "float",
+        kernel: layer.conv.kernel().into(),
+        shape: layer.output.clone(),
+        macs: layer.conv.macs() * layer.output[0] as u64,
+        bytes: 4 * layer.output.iter().product::<usize>() as u64,
+    }
 }
 
 /// The tensors of a tract plan that are alive at once, in bytes, at most.
@@ -273,7 +296,7 @@ fn inferred_shapes(model: &ModelProto) -> HashMap<String, Vec<usize>> {
 fn plan_rest(model: &ModelProto) -> Result<Arc<TypedSimplePlan>, EngineError> {
     let fail = |error: TractError| EngineError::Load(chain(error));
     let mut framework = tract_onnx::onnx();
-    framework.op_register.insert(lower::ISLAND_OPERATOR, Hook::parse);
+    framework.op_register.insert(lower::HOOK_OPERATOR, Hook::parse);
     let typed = framework.model_for_proto_model(model).map_err(fail)?.into_typed().map_err(fail)?;
     for node in typed.nodes() {
         for outlet in &node.outputs {
@@ -303,7 +326,7 @@ fn edge_shapes(plan: &TypedSimplePlan) -> Result<(Shapes, Shapes), EngineError> 
     Ok((shapes(model.input_outlets().map_err(fail)?)?, shapes(model.output_outlets().map_err(fail)?)?))
 }
 
-/// An island as tract sees it: an operator of known shapes. The session runs the island itself, with its pool and arena.
+/// What is ours as tract sees it: an operator of known shapes. The session runs it itself, with its pool and memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hook {
     index: usize,
@@ -327,7 +350,7 @@ impl Hook {
 
 impl Expansion for Hook {
     fn name(&self) -> StaticName {
-        "IntegerIsland".into()
+        "Ours".into()
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
@@ -354,7 +377,7 @@ impl Expansion for Hook {
 
 impl Op for Hook {
     fn name(&self) -> StaticName {
-        "IntegerIsland".into()
+        "Ours".into()
     }
 
     op_as_typed_op!();
@@ -425,10 +448,10 @@ impl Session<'_> {
         inputs: &[ArrayViewD<'_, f32>],
         outputs: &mut [ArrayD<f32>],
     ) -> Result<(), EngineError> {
-        let dense: Vec<_> = inputs.iter().map(|input| input.as_standard_layout()).collect();
-        let inputs: Vec<&[f32]> =
-            dense.iter().map(|input| input.as_slice().expect("the standard layout is contiguous")).collect();
-        let mut slices = Vec::with_capacity(outputs.len());
+        // Few networks have more edges than fit here without an allocation.
+        let dense: SmallVec<[_; EDGES]> = inputs.iter().map(|input| input.to_slice().map_or_else(|| Cow::Owned(input.iter().copied().collect()), Cow::Borrowed)).collect();
+        let inputs: SmallVec<[&[f32]; EDGES]> = dense.iter().map(|input: &Cow<'_, [f32]>| &**input).collect();
+        let mut slices = SmallVec::<[&mut [f32]; EDGES]>::new();
         for output in outputs {
             slices.push(output.as_slice_mut().ok_or_else(|| EngineError::Run("an output is not contiguous".into()))?);
         }
@@ -452,18 +475,20 @@ impl Session<'_> {
             Ok(tensor.cast_to_dt(wanted)?.into_owned().into_tvalue())
         });
         let values = values.collect::<TractResult<TVec<TValue>>>().map_err(fail)?;
-        let (islands, memories) = (&self.network.islands, &mut self.memories);
+        let (network, memories) = (self.network, &mut self.memories);
         let results = state.run_plan_with_eval(values, |context, op_state, node, inputs| {
             let Some(hook) = node.op_as::<Hook>() else { return tract_core::plan::eval(context, op_state, node, inputs) };
-            let island = &islands[hook.index];
             let views = inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<Vec<_>>>()?;
             let inputs = views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<Vec<_>>>()?;
-            let mut results: Vec<Vec<f32>> =
-                island.outputs.iter().map(|shape| vec![0.0; shape.iter().product()]).collect();
+            let mut results: Vec<Vec<f32>> = hook.outputs.iter().map(|shape| vec![0.0; shape.iter().product()]).collect();
             let mut slices: Vec<&mut [f32]> = results.iter_mut().map(Vec::as_mut_slice).collect();
-            run_planned(island, &mut memories[hook.index], pool, &inputs, &mut slices)
-                .map_err(|error| TractError::msg(error.to_string()))?;
-            let tensors = results.iter().zip(&island.outputs).map(|(values, shape)| Tensor::from_shape(shape, values));
+            let memory = &mut memories[hook.index];
+            match network.islands.get(hook.index) {
+                Some(island) => run_planned(island, memory, pool, &inputs, &mut slices),
+                None => run_float(&network.floats[hook.index - network.islands.len()], memory, pool, inputs[0], slices[0]),
+            }
+            .map_err(|error| TractError::msg(error.to_string()))?;
+            let tensors = results.iter().zip(&hook.outputs).map(|(values, shape)| Tensor::from_shape(shape, values));
             tensors.map(|tensor| Ok(tensor?.into_tvalue())).collect::<TractResult<TVec<TValue>>>()
         });
         for (result, output) in results.map_err(fail)?.iter().zip(outputs) {
@@ -477,6 +502,9 @@ impl Session<'_> {
     }
 }
 
+/// So many inputs, or outputs, are listed without an allocation.
+const EDGES: usize = 8;
+
 /// Runs an island for each volume of its batch.
 fn run_planned(
     island: &Planned,
@@ -487,8 +515,8 @@ fn run_planned(
 ) -> Result<(), EngineError> {
     for n in 0..island.batch {
         let part = |len: usize| n * (len / island.batch)..(n + 1) * (len / island.batch);
-        let inputs: Vec<&[f32]> = inputs.iter().map(|input| &input[part(input.len())]).collect();
-        let mut outputs: Vec<&mut [f32]> = outputs
+        let inputs: SmallVec<[&[f32]; EDGES]> = inputs.iter().map(|input| &input[part(input.len())]).collect();
+        let mut outputs: SmallVec<[&mut [f32]; EDGES]> = outputs
             .iter_mut()
             .map(|output| {
                 let range = part(output.len());
@@ -497,6 +525,22 @@ fn run_planned(
             .collect();
         let run = island.program.run(pool, memory, &inputs, &mut outputs);
         run.map_err(|fault| EngineError::Run(fault.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Runs a layer of floats for each volume of its batch.
+fn run_float(
+    layer: &FloatLayer,
+    memory: &mut Memory,
+    pool: &Pool,
+    input: &[f32],
+    output: &mut [f32],
+) -> Result<(), EngineError> {
+    let batch = layer.output[0];
+    let (from, to) = (input.len() / batch, output.len() / batch);
+    for (input, output) in input.chunks_exact(from).zip(output.chunks_exact_mut(to)) {
+        layer.conv.run(pool, memory, input, output).map_err(|fault| EngineError::Run(fault.to_string()))?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
-use super::attributes::{function, integer, ints, number, text, window};
-use super::kernels::graph::{Graph, Kind, Layer, Quant, Shape, View, Window};
+use super::attributes::{function, integer, number, window};
+use super::kernels::graph::{Between, Graph, Kind, Layer, Quant, Shape, View, Window};
 use super::lower::{Handed, Island};
 use super::onnx::{self, label};
 use super::weights::{Bias, Convolution};
@@ -51,13 +51,13 @@ pub(super) struct Known {
 
 #[derive(Clone)]
 pub(super) struct Pending {
-    what: What,
-    rank: usize,
+    pub(super) what: What,
+    pub(super) rank: usize,
     /// Bounds from ReLU and Clip nodes since.
-    low: f32,
-    high: f32,
+    pub(super) low: f32,
+    pub(super) high: f32,
     /// The nodes it stands for: if nothing quantizes it, they all stay outside.
-    nodes: Vec<usize>,
+    pub(super) nodes: Vec<usize>,
 }
 
 #[derive(Clone)]
@@ -68,6 +68,7 @@ pub(super) enum What {
     Concat(Vec<View>),
     AveragePool { view: View, window: Window, count_padding: bool },
     GlobalAveragePool(View),
+    Resample { view: View, shape: Shape, axes: [Vec<Between>; 3] },
     /// A function of each number, applied to each byte's meaning.
     Function { view: View, table: Arc<[f32; 256]> },
     /// Probabilities along the channels; only as an output.
@@ -83,7 +84,7 @@ pub(crate) struct Builder<'g> {
     inputs: Vec<(String, Vec<usize>)>,
     outputs: Vec<(String, Vec<usize>)>,
     batch: Option<usize>,
-    at: usize,
+    pub(super) at: usize,
 }
 
 impl<'g> Builder<'g> {
@@ -331,12 +332,7 @@ impl<'g> Builder<'g> {
                 };
                 self.resolve(node, *pending, to)
             }
-            "Resize" | "Upsample" => self.same(node, |builder, known| {
-                let by = builder.repeats(node, &known)?;
-                let view = known.view.enlarged(by);
-                check_size(view.shape)?;
-                Ok(Known { view, rank: known.rank })
-            }),
+            "Resize" | "Upsample" => self.resize(node),
             "Pad" => self.same(node, |builder, known| builder.pad(node, known)),
             "Flatten" | "Reshape" => self.same(node, |builder, known| {
                 if node.op_type == "Flatten" {
@@ -368,7 +364,7 @@ impl<'g> Builder<'g> {
         }
     }
 
-    fn value(&self, node: &NodeProto, at: usize) -> Lower<Value> {
+    pub(super) fn value(&self, node: &NodeProto, at: usize) -> Lower<Value> {
         let name = node.input.get(at).filter(|name| !name.is_empty()).ok_or("an input is missing")?;
         match self.values.get(name) {
             Some(Value::Lost) => Err(Trouble::Before),
@@ -377,7 +373,7 @@ impl<'g> Builder<'g> {
         }
     }
 
-    fn real(&self, node: &NodeProto, at: usize) -> Lower<Known> {
+    pub(super) fn real(&self, node: &NodeProto, at: usize) -> Lower<Known> {
         match self.value(node, at)? {
             Value::Real(known) => Ok(known),
             _ => Err("its input is not a dequantized tensor".into()),
@@ -395,7 +391,7 @@ impl<'g> Builder<'g> {
     }
 
     /// For operators that do to real numbers what they do to bytes.
-    fn same(&mut self, node: &'g NodeProto, work: impl FnOnce(&mut Self, Known) -> Lower<Known>) -> Lower<Value> {
+    pub(super) fn same(&mut self, node: &'g NodeProto, work: impl FnOnce(&mut Self, Known) -> Lower<Known>) -> Lower<Value> {
         match self.value(node, 0)? {
             Value::Bytes(known) => work(self, known).map(Value::Bytes),
             Value::Real(known) => work(self, known).map(Value::Real),
@@ -403,7 +399,7 @@ impl<'g> Builder<'g> {
         }
     }
 
-    fn pending(&self, what: What, rank: usize) -> Lower<Value> {
+    pub(super) fn pending(&self, what: What, rank: usize) -> Lower<Value> {
         let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
         Ok(Value::Pending(Box::new(Pending { what, rank, low, high, nodes: vec![self.at] })))
     }
@@ -456,7 +452,7 @@ impl<'g> Builder<'g> {
     }
 
     /// Makes the layers of pending numbers, now that their quantization is known.
-    fn resolve(&mut self, node: &'g NodeProto, pending: Pending, quant: Quant) -> Lower<Value> {
+    pub(super) fn resolve(&mut self, node: &'g NodeProto, pending: Pending, quant: Quant) -> Lower<Value> {
         let Pending { what, rank, low, high, .. } = pending;
         // Rounding keeps order, so bounds on the numbers are bounds on the bytes.
         let least = if low == f32::NEG_INFINITY { 0 } else { quant.byte(low) };
@@ -495,6 +491,10 @@ impl<'g> Builder<'g> {
                 let shape = view.shape.with_space(space);
                 self.push(node, Kind::AveragePool { window, count_padding }, vec![view], shape, quant)?
             }
+            What::Resample { view, shape, axes } => {
+                let view = self.graph.plain(label(node), &view);
+                self.push(node, Kind::Resample(axes), vec![view], shape, quant)?
+            }
             What::GlobalAveragePool(view) => {
                 let view = self.graph.plain(label(node), &view);
                 let shape = view.shape.with_space([1; 3]);
@@ -503,174 +503,6 @@ impl<'g> Builder<'g> {
             What::Softmax(_) => return Err("a softmax inside the network".into()),
         };
         Ok(Value::Bytes(Known { view, rank }))
-    }
-
-    fn clamp(&mut self, node: &NodeProto, low: f32, high: f32) -> Lower<Value> {
-        if low.is_nan() || high.is_nan() || low > high {
-            return Err("its bounds are in the wrong order".into());
-        }
-        match self.value(node, 0)? {
-            Value::Pending(mut pending) => {
-                pending.low = pending.low.max(low).min(high);
-                pending.high = pending.high.min(high).max(low);
-                pending.nodes.push(self.at);
-                Ok(Value::Pending(pending))
-            }
-            Value::Real(known) if low == 0.0 && high == f32::INFINITY => {
-                // Zero is a byte, so the result is again what bytes mean.
-                let quant = known.view.quant;
-                let map = std::array::from_fn(|byte| (byte as u8).max(quant.zero));
-                Ok(Value::Real(Known { view: known.view.mapped(&map, quant), rank: known.rank }))
-            }
-            Value::Real(known) => {
-                let table = std::array::from_fn(|byte| known.view.quant.real(byte as u8).max(low).min(high));
-                self.pending(What::Function { view: known.view, table: Arc::new(table) }, known.rank)
-            }
-            Value::Bytes(_) => Err("it works on bytes".into()),
-            _ => Err("its input is not quantized".into()),
-        }
-    }
-
-    fn two(&mut self, node: &NodeProto, [a, b]: [Known; 2]) -> Lower<Value> {
-        let multiply = matches!(node.op_type.as_str(), "Mul" | "QLinearMul");
-        if a.rank == 2 && a.view.shape.voxels() > 1 {
-            return Err("flattened tensors".into());
-        }
-        let rank = a.rank;
-        if a.rank != b.rank {
-            return Err("tensors of different rank".into());
-        }
-        if !multiply {
-            if a.view.shape != b.view.shape {
-                return Err("a sum of tensors of different shape".into());
-            }
-            return self.pending(What::Add([a.view, b.view]), rank);
-        }
-        let point = b.view.shape.voxels() == 1 && a.view.shape.c == b.view.shape.c;
-        let first = a.view.shape.voxels() == 1 && a.view.shape.c == b.view.shape.c;
-        if a.view.shape == b.view.shape || point {
-            self.pending(What::Multiply([a.view, b.view]), rank)
-        } else if first {
-            self.pending(What::Multiply([b.view, a.view]), rank)
-        } else {
-            Err("a product of tensors of different shape".into())
-        }
-    }
-
-    fn concat(&mut self, node: &NodeProto, parts: Vec<Known>) -> Lower<Value> {
-        let first = parts.first().ok_or("nothing to join")?;
-        let (rank, shape, quant) = (first.rank, first.view.shape, first.view.quant);
-        let axis = integer(node, "axis", 1);
-        if axis != 1 && axis + rank as i64 != 1 {
-            return Err("it does not join channels".into());
-        }
-        if parts.iter().any(|part| part.rank != rank || part.view.shape.space() != shape.space()) {
-            return Err("it joins different shapes".into());
-        }
-        if rank == 2 && shape.voxels() > 1 {
-            return Err("flattened tensors".into());
-        }
-        let channels = parts.iter().map(|part| part.view.shape.c).sum();
-        check_size(Shape { c: channels, ..shape })?;
-        if parts.iter().all(|part| part.view.quant == quant) {
-            let parts = parts.into_iter().flat_map(|part| part.view.parts).collect();
-            let view = View { parts, shape: Shape { c: channels, ..shape }, quant };
-            return Ok(Value::Real(Known { view, rank }));
-        }
-        self.pending(What::Concat(parts.into_iter().map(|part| part.view).collect()), rank)
-    }
-
-    fn average(&mut self, node: &NodeProto, known: Known) -> Lower<Value> {
-        if integer(node, "ceil_mode", 0) != 0 || integer(node, "channels_last", 0) != 0 {
-            return Err("ceil_mode or channels_last".into());
-        }
-        let window = window(node, known.view.shape.space(), known.rank)?;
-        if window.dilation != [1; 3] || (0..3).any(|axis| window.before[axis].max(window.after[axis]) >= window.kernel[axis]) {
-            return Err("a dilated window, or more padding than kernel".into());
-        }
-        let count_padding = integer(node, "count_include_pad", 0) != 0;
-        self.pending(What::AveragePool { view: known.view, window, count_padding }, known.rank)
-    }
-
-    /// How often a nearest resizing repeats each voxel.
-    fn repeats(&self, node: &NodeProto, known: &Known) -> Lower<[usize; 3]> {
-        if text(node, "mode", "nearest") != "nearest" {
-            return Err("it interpolates".into());
-        }
-        let mut factors: Vec<f64> = Vec::new();
-        let resize = node.op_type == "Resize";
-        if let Some(scales) = node.input.get(if resize { 2 } else { 1 }).filter(|name| !name.is_empty()) {
-            factors = self.numbers(scales)?;
-        }
-        if factors.is_empty()
-            && let Some(sizes) = node.input.get(3).filter(|name| !name.is_empty())
-        {
-            let sizes = self.numbers(sizes)?;
-            let space = &known.view.shape.space()[5 - known.rank.clamp(4, 5)..];
-            if sizes.len() != known.rank || sizes[1] != known.view.shape.c as f64 {
-                return Err("it resizes channels".into());
-            }
-            factors = vec![1.0, 1.0];
-            factors.extend(sizes[2..].iter().zip(space).map(|(size, from)| size / *from as f64));
-        }
-        if factors.len() != known.rank || factors[..2] != [1.0, 1.0] {
-            return Err("it resizes channels, or its scales are unknown".into());
-        }
-        if factors.iter().any(|factor| factor.fract() != 0.0 || !(1.0..=64.0).contains(factor)) {
-            return Err("its scale is not a whole number".into());
-        }
-        if resize {
-            // These two ways of choosing the nearest voxel repeat each voxel equally often.
-            let way = text(node, "coordinate_transformation_mode", "half_pixel");
-            let nearest = text(node, "nearest_mode", "round_prefer_floor");
-            let repeats = match way {
-                "asymmetric" => nearest == "floor",
-                "half_pixel" => nearest.starts_with("round_prefer"),
-                _ => false,
-            };
-            if !repeats {
-                return Err("its nearest voxels are not repeats".into());
-            }
-        }
-        let mut by = [1; 3];
-        for (axis, factor) in factors[2..].iter().enumerate() {
-            by[axis + 5 - known.rank] = *factor as usize;
-        }
-        Ok(by)
-    }
-
-    fn pad(&mut self, node: &'g NodeProto, known: Known) -> Lower<Known> {
-        let pads: Vec<f64> = match node.input.get(1) {
-            Some(name) => self.numbers(name)?,
-            None => ints(node, "pads").iter().map(|pad| *pad as f64).collect(),
-        };
-        let rank = known.rank;
-        if text(node, "mode", "constant") != "constant" || rank < 4 || pads.len() != 2 * rank {
-            return Err("it pads in another way than with a constant".into());
-        }
-        if pads.iter().any(|pad| *pad < 0.0) || [0, 1, rank, rank + 1].iter().any(|at| pads[*at] != 0.0) {
-            return Err("it crops, or pads channels".into());
-        }
-        let quant = known.view.quant;
-        let real = match node.input.get(2).filter(|name| !name.is_empty()) {
-            Some(name) => self.numbers(name)?.first().copied().unwrap_or(0.0) as f32,
-            None => 0.0,
-        };
-        let on_bytes = matches!(self.value(node, 0)?, Value::Bytes(_));
-        let value = if on_bytes { (real as i32 + quant.offset()) as u8 } else { quant.byte(real) };
-        if !on_bytes && quant.real(value) != real {
-            return Err("its value is not one of the quantized numbers".into());
-        }
-        let (mut before, mut after) = ([0; 3], [0; 3]);
-        for axis in 2..rank {
-            before[axis + 3 - rank] = pads[axis] as usize;
-            after[axis + 3 - rank] = pads[rank + axis] as usize;
-        }
-        let space = known.view.shape.space();
-        let shape = known.view.shape.with_space(std::array::from_fn(|a| space[a] + before[a] + after[a]));
-        let plain = self.graph.plain(label(node), &known.view);
-        let view = self.push(node, Kind::Pad { before, value }, vec![plain], shape, quant)?;
-        Ok(Known { view, rank })
     }
 
     /// Hands a tensor out of the island, as floats: of what its bytes mean, or of the bytes themselves, which is told.
@@ -760,7 +592,7 @@ fn volume(shape: &[usize]) -> Option<(usize, Shape)> {
     Some((shape[0], Shape { d, h, w, c: shape[1] }))
 }
 
-fn check_size(shape: Shape) -> Lower<()> {
+pub(super) fn check_size(shape: Shape) -> Lower<()> {
     let dims = [shape.d, shape.h, shape.w, shape.c];
     match onnx::elements(dims.map(|dim| i64::try_from(dim).unwrap_or(-1))) {
         Some(_) => Ok(()),

@@ -63,8 +63,8 @@ pub(crate) struct Handed {
     pub signed: bool,
 }
 
-/// The operator name of an island in the graph that tract sees.
-pub(crate) const ISLAND_OPERATOR: &str = "ScansideIsland";
+/// The operator name of what is ours in the graph that tract sees.
+pub(crate) const HOOK_OPERATOR: &str = "ScansideHook";
 
 /// Finds the islands of a network. `shape` knows the shapes of its float tensors.
 ///
@@ -130,7 +130,7 @@ impl<'g> Nodes<'g> {
             let still = matches!(node.op_type.as_str(), "Constant" | "Identity" | "QuantizeLinear" | "DequantizeLinear")
                 && node.input.iter().all(|input| input.is_empty() || known.contains(input.as_str()));
             frozen.push(still);
-            for input in node.input.iter().filter(|name| !name.is_empty()) {
+            for input in onnx::reads(node) {
                 consumers.entry(input).or_default().push(index);
             }
             for output in node.output.iter().filter(|name| !name.is_empty()) {
@@ -267,36 +267,44 @@ impl<'g> Nodes<'g> {
             }
         }
         let nodes = sorted(nodes, self.graph);
-        let mut needed: HashSet<String> = self.outputs.iter().map(|name| (*name).to_owned()).collect();
-        let mut used = vec![false; nodes.len()];
-        for (n, node) in nodes.iter().enumerate().rev() {
-            if node.output.iter().any(|output| needed.contains(output)) {
-                used[n] = true;
-                needed.extend(node.input.iter().cloned());
-            }
-        }
-        let nodes: Vec<NodeProto> = nodes.into_iter().zip(&used).filter(|(_, used)| **used).map(|(n, _)| n).collect();
-        if let ([node], [(_, island)]) = (nodes.as_slice(), islands)
-            && node.op_type == ISLAND_OPERATOR
+        let mut rest = model.clone();
+        let graph = rest.graph.as_mut().expect("the model has a graph");
+        graph.node = nodes;
+        prune(graph);
+        if let ([node], [(_, island)]) = (graph.node.as_slice(), islands)
+            && node.op_type == HOOK_OPERATOR
             && self.graph.output.iter().map(|o| &o.name).eq(island.outputs.iter().map(|(name, _)| name))
             && onnx::network_inputs(self.graph).eq(island.inputs.iter().map(|(name, _)| name.as_str()))
         {
             return None;
         }
-        let mut rest = model.clone();
-        let graph = rest.graph.as_mut().expect("the model has a graph");
         let islands_write: HashSet<&str> =
             islands.iter().flat_map(|(_, island)| island.outputs.iter().map(|(name, _)| name.as_str())).collect();
-        graph.node = nodes;
-        graph.initializer.retain(|tensor| needed.contains(&tensor.name) || self.outputs.contains(tensor.name.as_str()));
         // Islands hand out floats, whatever the file says of the tensor.
         let stale = |info: &ValueInfoProto| islands_write.contains(info.name.as_str());
-        graph.value_info.retain(|info| needed.contains(&info.name) && !stale(info));
+        graph.value_info.retain(|info| !stale(info));
         for output in graph.output.iter_mut().filter(|info| stale(info)) {
             output.r#type = None;
         }
         Some(rest)
     }
+}
+
+/// Takes out what no output of the graph needs.
+pub(crate) fn prune(graph: &mut GraphProto) {
+    let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    let mut needed = outputs.clone();
+    let mut used = vec![false; graph.node.len()];
+    for (n, node) in graph.node.iter().enumerate().rev() {
+        if node.output.iter().any(|output| needed.contains(output)) {
+            used[n] = true;
+            needed.extend(onnx::reads(node).into_iter().map(str::to_owned));
+        }
+    }
+    let mut used = used.iter();
+    graph.node.retain(|_| used.next().is_some_and(|used| *used));
+    graph.initializer.retain(|tensor| needed.contains(&tensor.name) || outputs.contains(&tensor.name));
+    graph.value_info.retain(|info| needed.contains(&info.name));
 }
 
 /// The nodes in an order in which each comes after those it reads from (an island may stand too late for a reader).
@@ -330,17 +338,23 @@ fn sorted(nodes: Vec<NodeProto>, graph: &GraphProto) -> Vec<NodeProto> {
 }
 
 fn island_node(index: usize, island: &Island) -> NodeProto {
+    let inputs = island.inputs.iter().map(|(name, _)| name.clone()).collect();
+    hook_node(&format!("integer island {}", index + 1), index, inputs, island.outputs.clone())
+}
+
+/// A node of the graph that tract sees, for something that is ours.
+pub(crate) fn hook_node(name: &str, index: usize, inputs: Vec<String>, outputs: Vec<(String, Vec<usize>)>) -> NodeProto {
     let ints = |name: &str, ints: Vec<i64>| AttributeProto { name: name.into(), r#type: 7, ints, ..Default::default() };
     // The shapes of all outputs, one after the other, each led by its rank.
-    let shapes = island.outputs.iter().flat_map(|(_, shape)| {
+    let shapes = outputs.iter().flat_map(|(_, shape)| {
         std::iter::once(shape.len() as i64).chain(shape.iter().map(|dim| *dim as i64)).collect::<Vec<_>>()
     });
     NodeProto {
-        name: format!("integer island {}", index + 1),
-        op_type: ISLAND_OPERATOR.into(),
-        input: island.inputs.iter().map(|(name, _)| name.clone()).collect(),
-        output: island.outputs.iter().map(|(name, _)| name.clone()).collect(),
+        name: name.into(),
+        op_type: HOOK_OPERATOR.into(),
+        input: inputs,
         attribute: vec![ints("index", vec![index as i64]), ints("shapes", shapes.collect())],
+        output: outputs.into_iter().map(|(name, _)| name).collect(),
         ..Default::default()
     }
 }

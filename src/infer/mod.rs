@@ -2,6 +2,7 @@
 
 mod attributes;
 pub mod engine;
+mod floats;
 pub mod forest;
 pub mod grid;
 pub mod kernels;
@@ -10,6 +11,7 @@ mod lower;
 pub mod manifest;
 pub mod monai;
 mod onnx;
+mod operators;
 pub mod package;
 mod weights;
 

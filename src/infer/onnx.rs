@@ -266,6 +266,15 @@ pub(crate) fn label(node: &NodeProto) -> &str {
     if node.name.is_empty() { node.output.first().map_or("", String::as_str) } else { &node.name }
 }
 
+/// The tensors a node reads, also in graphs inside it.
+pub(crate) fn reads(node: &NodeProto) -> Vec<&str> {
+    let inside = node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs));
+    let inner = inside.flat_map(|graph| {
+        graph.node.iter().flat_map(reads).chain(graph.output.iter().map(|output| output.name.as_str()))
+    });
+    node.input.iter().map(String::as_str).filter(|name| !name.is_empty()).chain(inner).collect()
+}
+
 /// The inputs a caller must give: those of the graph that no initializer fills.
 pub(crate) fn network_inputs(graph: &GraphProto) -> impl Iterator<Item = &str> {
     graph

@@ -4,22 +4,29 @@ use std::sync::Arc;
 
 use tract_onnx::pb::{NodeProto, TensorProto};
 
-use super::attributes::{integer, ints, sized_window, text};
+use super::attributes::{integer, sized_window, transposed_window};
 use super::kernels::graph::{Kind, Quant, Requant, Shape, View, Window};
 use super::layers::{Builder, Known, Lower, Value};
-use super::onnx::{self, label};
+use super::onnx;
 
 /// Weights with their scales, before the scales of input and output are known.
 #[derive(Clone)]
 pub(super) struct Convolution {
     shape: Shape,
     window: Window,
-    /// Block of a transposed convolution.
-    spread: Option<[usize; 3]>,
+    /// Of a transposed convolution.
+    spread: Option<Spread>,
     groups: usize,
     weights: Arc<Vec<i8>>,
     scales: Vec<f32>,
     bias: Bias,
+}
+
+/// The block of outputs at each place of a transposed convolution's window, and the taps of its kernel.
+#[derive(Clone, Copy)]
+struct Spread {
+    block: [usize; 3],
+    taps: usize,
 }
 
 #[derive(Clone)]
@@ -208,34 +215,77 @@ impl Builder<'_> {
         })
     }
 
+    /// A transposed convolution, turned round: where an ordinary one says what each input adds to the outputs, each output
+    /// asks which inputs reach it. With stride `s` that is another set of taps for each of `s` neighbouring outputs, so the
+    /// layer is a convolution that makes a block of outputs at each place.
     pub(super) fn transposed(&self, node: &NodeProto, known: &Known, weights: &Weights, bias: Bias) -> Lower<Convolution> {
         let (input, rank) = (known.view.shape, known.rank);
-        if rank < 4 || weights.dims.len() != rank || weights.dims[0] != input.c || integer(node, "group", 1) != 1 {
+        let groups = usize::try_from(integer(node, "group", 1)).ok().filter(|g| *g > 0).ok_or("its groups")?;
+        if rank < 4 || weights.dims.len() != rank || weights.dims[0] != input.c || !input.c.is_multiple_of(groups) {
             return Err("its weights do not fit its input".into());
         }
-        let kernel: Vec<i64> = weights.dims[2..].iter().map(|dim| *dim as i64).collect();
-        let plain = |name: &str, all: i64| ints(node, name).iter().all(|value| *value == all);
-        if ints(node, "strides") != kernel || !plain("pads", 0) || !plain("output_padding", 0) || !plain("dilations", 1)
-            || !ints(node, "output_shape").is_empty() || !matches!(text(node, "auto_pad", "NOTSET"), "NOTSET" | "VALID")
-        {
-            return Err("its stride is not its kernel".into());
+        let own = input.c / groups;
+        let each = weights.dims[1];
+        let mut kernel = [1; 3];
+        kernel[5 - rank..].copy_from_slice(&weights.dims[2..]);
+        let given = transposed_window(node, kernel, input.space(), rank)?;
+        // Output `o` hears tap `k` from input `(o + before - k * dilation) / stride`, where that is a whole number. Of the
+        // outputs `stride * place + phase` those are the inputs `place + reach`, for reaches that depend on `phase` alone.
+        let [stride, before] = [given.stride, given.before].map(|axes| axes.map(|n| n as i64));
+        let mut window = Window::POINT;
+        // For each axis and phase, the kernel's tap behind each tap of the window.
+        let mut heard: [Vec<Vec<Option<usize>>>; 3] = Default::default();
+        for axis in 0..3 {
+            let last = (kernel[axis] as i64 - 1) * given.dilation[axis] as i64;
+            let least = (before[axis] - last).div_euclid(stride[axis]).min(0);
+            let most = (stride[axis] - 1 + before[axis]).div_euclid(stride[axis]).max(0);
+            window.before[axis] = -least as usize;
+            window.kernel[axis] = (most - least + 1) as usize;
+            heard[axis] = (0..stride[axis])
+                .map(|phase| {
+                    let tap = |reach: i64| {
+                        let steps = phase + before[axis] - stride[axis] * reach;
+                        let dilation = given.dilation[axis] as i64;
+                        (0..=last).contains(&steps).then_some(steps).filter(|s| s % dilation == 0).map(|s| (s / dilation) as usize)
+                    };
+                    (least..=most).map(tap).collect()
+                })
+                .collect();
         }
-        let mut spread = [1; 3];
-        spread[5 - rank..].copy_from_slice(&weights.dims[2..]);
-        let (outputs, taps) = (weights.dims[1], spread.iter().product::<usize>());
-        let space = input.space();
-        // From [channel][output][tap] to [tap][output][channel].
-        let packed = (0..weights.values.len()).map(|n| {
-            let (tap, output, channel) = (n / (outputs * input.c), n / input.c % outputs, n % input.c);
-            weights.values[(channel * outputs + output) * taps + tap]
-        });
+        let (taps, seen) = (kernel.iter().product::<usize>(), window.taps());
+        let phases: usize = given.stride.iter().product();
+        let outputs = each * groups;
+        let size = [phases, outputs, seen, own].into_iter().try_fold(1usize, usize::checked_mul);
+        let ring = [window.kernel[0], window.kernel[1], input.w + window.kernel[2], input.c];
+        let ring = ring.into_iter().try_fold(1usize, usize::checked_mul);
+        if size.is_none_or(|size| size > RING_MAX) || ring.is_none_or(|bytes| bytes > RING_MAX) {
+            return Err("its window reaches too far".into());
+        }
+        // From [channel][output of its group][tap] to [phase][output][tap of the window][channel of its group].
+        let mut packed = Vec::with_capacity(phases * outputs * seen * own);
+        let split = |n: usize, by: [usize; 3]| [n / (by[1] * by[2]), n / by[2] % by[1], n % by[2]];
+        for phase in 0..phases {
+            let phase = split(phase, given.stride);
+            for output in 0..outputs {
+                for tap in 0..seen {
+                    let at = split(tap, window.kernel);
+                    let [d, h, w]: [Option<usize>; 3] = std::array::from_fn(|axis| heard[axis][phase[axis]][at[axis]]);
+                    let tap = d.zip(h).zip(w).map(|((d, h), w)| (d * kernel[1] + h) * kernel[2] + w);
+                    packed.extend((0..own).map(|channel| {
+                        let from = output / each * own + channel;
+                        tap.map_or(0, |tap| weights.values[(from * each + output % each) * taps + tap])
+                    }));
+                }
+            }
+        }
         Ok(Convolution {
-            shape: Shape { c: outputs, ..input }.with_space(std::array::from_fn(|a| space[a] * spread[a])),
-            window: Window::POINT,
-            spread: Some(spread),
-            groups: 1,
-            weights: Arc::new(packed.collect()),
-            scales: weights.scales.clone(),
+            shape: Shape { c: outputs, ..input }.with_space(given.output),
+            window,
+            spread: Some(Spread { block: given.stride, taps }),
+            groups,
+            weights: Arc::new(packed),
+            // One for each output of a group in the file, if there are groups.
+            scales: (0..outputs).map(|output| weights.scales[output % each]).collect(),
             bias,
         })
     }
@@ -297,8 +347,8 @@ impl Builder<'_> {
         if scale.iter().any(|scale| !scale.is_finite()) {
             return Err("its combined scale is not a number".into());
         }
-        let taps = conv.spread.map_or(1, |spread| spread.iter().product());
-        let each = conv.weights.len() / taps / channels;
+        let phases: usize = conv.spread.map_or(1, |spread| spread.block.iter().product());
+        let each = conv.weights.len() / phases / channels;
         for (n, weights) in conv.weights.chunks(each).enumerate() {
             let reach: i64 = weights.iter().map(|weight| i64::from(*weight).abs() * 255).sum();
             if reach + i64::from(bias[n % channels]).abs() > SUM_MAX {
@@ -325,14 +375,10 @@ impl Builder<'_> {
             let view = self.push(node, kind, vec![small], shape, quant)?;
             return Ok(Value::Bytes(Known { view: view.enlarged(by), rank }));
         }
-        let (kind, view) = match conv.spread {
-            Some(kernel) => {
-                let view = self.graph.plain(label(node), &view);
-                (Kind::Spread { kernel, weights: conv.weights, bias, requant }, view)
-            }
-            None => {
-                (Kind::Conv { window: conv.window, groups: conv.groups, weights: conv.weights, bias, requant }, view)
-            }
+        let Convolution { window, groups, weights, .. } = conv;
+        let kind = match conv.spread {
+            Some(Spread { block, taps }) => Kind::Spread { window, block, taps, groups, weights, bias, requant },
+            None => Kind::Conv { window, groups, weights, bias, requant },
         };
         let view = self.push(node, kind, vec![view], conv.shape, quant)?;
         Ok(Value::Bytes(Known { view, rank }))

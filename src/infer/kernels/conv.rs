@@ -51,7 +51,7 @@ struct Block {
     wide: bool,
     /// Bytes into each pixel (group of channels).
     channel_offset: usize,
-    /// Which voxel of the block a transposed convolution makes.
+    /// Which voxel of its blocks a transposed convolution makes.
     tap: [usize; 3],
     quads: usize,
     steps: usize,
@@ -69,8 +69,10 @@ pub(super) struct Conv {
     pub(super) output: Shape,
     out: usize,
     window: Window,
-    /// For a transposed convolution, the block each voxel becomes.
+    /// For a transposed convolution, the block of outputs at each place of the window.
     spread: [usize; 3],
+    /// Places of the window along depth, rows and columns: the outputs, or the blocks of them.
+    places: [usize; 3],
     input_zero: u8,
     zero: i32,
     low: f32,
@@ -119,20 +121,21 @@ impl Conv {
         let spreads: usize = spread.iter().product();
         let point = window == Window::POINT;
         let direct = point && source.plain();
-        debug_assert!(spreads == 1 || direct);
+        let space = output.space();
+        let places: [usize; 3] = std::array::from_fn(|axis| space[axis].div_ceil(spread[axis]));
         let [kd, kh, kw] = window.kernel;
         let reach = |axis: usize| (window.kernel[axis] - 1) * window.dilation[axis] + 1;
-        let columns = (output.w / spread[2] - 1) * window.stride[2] + reach(2);
+        let columns = (places[2] - 1) * window.stride[2] + reach(2);
         let row_bytes = (columns * input.c + 4).next_multiple_of(16);
         let planes = if direct { 1 } else { reach(0) };
         let rows_for = |strip: usize| (strip - 1) * window.stride[1] + reach(1);
-        let mut strip = output.h;
+        let mut strip = places[1];
         while strip > 4 && planes * rows_for(strip) * row_bytes > RING_BYTES {
             strip = strip.div_ceil(2);
         }
-        if kd == 1 && output.d == 1 && output.h >= 16 {
+        if kd == 1 && places[0] == 1 && places[1] >= 16 {
             // A 2-D network has no depth to share among threads: keep at least four strips.
-            strip = strip.min(output.h.div_ceil(4));
+            strip = strip.min(places[1].div_ceil(4));
         }
         let plane_bytes = if direct { 0 } else { rows_for(strip) * row_bytes };
 
@@ -146,6 +149,7 @@ impl Conv {
             out: recipe.out,
             window,
             spread,
+            places,
             input_zero: recipe.input_zero,
             zero: i32::from(recipe.requant.zero),
             low: f32::from(recipe.requant.low) - f32::from(recipe.requant.zero),
@@ -165,7 +169,7 @@ impl Conv {
             kernel16: kernel.row(16),
             kernel,
         };
-        if own == 1 && outputs == 1 && groups > 1 {
+        if own == 1 && outputs == 1 && groups > 1 && spreads == 1 {
             conv.plan_depthwise(weights, recipe.bias, &recipe.requant.scale);
             return conv;
         }
@@ -184,13 +188,7 @@ impl Conv {
                     let width = if wide { 16 } else { 8 };
                     let channel = group * outputs + first;
                     let weight = |lane: usize, at: usize| {
-                        if lane >= lanes {
-                            0
-                        } else if spreads > 1 {
-                            weights[(tap * output.c + channel + lane) * own + at]
-                        } else {
-                            weights[(channel + lane) * taps * own + at]
-                        }
+                        if lane < lanes { weights[(tap * output.c + channel + lane) * taps * own + at] } else { 0 }
                     };
                     let mut steps = Vec::new();
                     for plane in 0..kd {
@@ -199,19 +197,19 @@ impl Conv {
                                 let run = if merged { kw * own } else { own };
                                 let tap = (plane * kh + row) * kw + column;
                                 for byte in (0..run).step_by(4) {
-                                    steps.push(Step {
-                                        plane,
-                                        at: row * window.dilation[1] * row_bytes
-                                            + column * window.dilation[2] * input.c
-                                            + byte,
-                                        weights: (0..width)
-                                            .map(|lane| {
-                                                std::array::from_fn(|k| {
-                                                    if byte + k < run { weight(lane, tap * own + byte + k) } else { 0 }
-                                                })
+                                    let weights: Vec<[i8; 4]> = (0..width)
+                                        .map(|lane| {
+                                            std::array::from_fn(|k| {
+                                                if byte + k < run { weight(lane, tap * own + byte + k) } else { 0 }
                                             })
-                                            .collect(),
-                                    });
+                                        })
+                                        .collect();
+                                    // Each output of a block sees some of the window's taps alone.
+                                    if spreads > 1 && weights.iter().all(|four| *four == [0; 4]) {
+                                        continue;
+                                    }
+                                    let at = row * window.dilation[1] * row_bytes + column * window.dilation[2] * input.c;
+                                    steps.push(Step { plane, at: at + byte, weights });
                                 }
                             }
                         }
@@ -329,12 +327,12 @@ impl Conv {
     }
 
     fn strips(&self) -> usize {
-        self.output.h.div_ceil(self.strip)
+        self.places[1].div_ceil(self.strip)
     }
 
     fn depth_chunks(&self, threads: usize) -> usize {
         let wanted = if threads == 1 { 1 } else { (3 * threads).div_ceil(self.strips()) };
-        wanted.clamp(1, self.output.d.div_ceil(4))
+        wanted.clamp(1, self.places[0].div_ceil(4))
     }
 
     /// Computes one unit of the output.
@@ -353,21 +351,28 @@ impl Conv {
                     let out = memory.at(self.out).add(first * self.output.c);
                     self.row(base, 0, out, self.output.c, pixels);
                 }
-                (true, spread) => self.spread_row(unit, spread, memory),
+                (true, _) => {
+                    let base = memory.at(self.source.offset()).add(unit * self.input.w * self.input.c);
+                    self.spread_row([unit / self.input.h, unit % self.input.h], base, 0, memory);
+                }
                 _ => self.run_ring(unit, threads, thread, memory),
             }
         }
     }
 
-    unsafe fn spread_row(&self, unit: usize, spread: [usize; 3], memory: Pointers) {
-        let (d, h) = (unit / self.input.h, unit % self.input.h);
-        // SAFETY: as `run`; each block writes its own voxels of the output rows that belong to this input row.
-        unsafe {
-            let base = memory.at(self.source.offset()).add(unit * self.input.w * self.input.c);
-            for block in &self.blocks {
-                let row = (d * spread[0] + block.tap[0]) * self.output.h + h * spread[1] + block.tap[1];
-                let out = memory.at(self.out).add((row * self.output.w + block.tap[2]) * self.output.c);
-                self.block(block, base, 0, out, spread[2] * self.output.c, self.input.w);
+    /// The blocks of outputs at one row of places, as far as they lie in the output.
+    unsafe fn spread_row(&self, [d, h]: [usize; 2], base: *const u8, residue: usize, memory: Pointers) {
+        for block in &self.blocks {
+            let [depth, row] = [d * self.spread[0] + block.tap[0], h * self.spread[1] + block.tap[1]];
+            let pixels = self.output.w.saturating_sub(block.tap[2]).div_ceil(self.spread[2]);
+            if depth >= self.output.d || row >= self.output.h || pixels == 0 {
+                continue;
+            }
+            let at = (depth * self.output.h + row) * self.output.w + block.tap[2];
+            // SAFETY: as `run`; each block writes its own voxels of the output rows that belong to this row of places.
+            unsafe {
+                let out = memory.at(self.out).add(at * self.output.c);
+                self.block(block, base, residue, out, self.spread[2] * self.output.c, pixels);
             }
         }
     }
@@ -375,8 +380,8 @@ impl Conv {
     unsafe fn run_ring(&self, unit: usize, threads: usize, thread: usize, memory: Pointers) {
         let chunks = self.depth_chunks(threads);
         let (strip, chunk) = (unit / chunks, unit % chunks);
-        let rows = strip * self.strip..((strip + 1) * self.strip).min(self.output.h);
-        let depths = self.output.d * chunk / chunks..self.output.d * (chunk + 1) / chunks;
+        let rows = strip * self.strip..((strip + 1) * self.strip).min(self.places[1]);
+        let depths = self.places[0] * chunk / chunks..self.places[0] * (chunk + 1) / chunks;
         // SAFETY: as `run`.
         unsafe {
             let ring = memory.scratch(thread);
@@ -389,6 +394,10 @@ impl Conv {
                 filled = first + self.planes;
                 for h in rows.clone() {
                     let base = ring.add((h - rows.start) * self.window.stride[1] * self.row_bytes);
+                    if self.spread != [1; 3] {
+                        self.spread_row([d, h], base, first % self.planes, memory);
+                        continue;
+                    }
                     let out = memory.at(self.out).add((d * self.output.h + h) * self.output.w * self.output.c);
                     self.row(base, first % self.planes, out, self.output.c, self.output.w);
                 }
@@ -512,12 +521,13 @@ const DIRECT_PIXELS: usize = 4096;
 #[inline(always)]
 pub(super) fn requantize(sum: i32, scale: f32, low: f32, high: f32, zero: i32) -> u8 {
     let real = (sum as f32 * scale).max(low).min(high);
-    (round(real) as i32 + zero) as u8
+    (whole(real) + zero) as u8
 }
 
-/// Rounds half to even, for magnitudes below 2^22: adding 1.5 * 2^23 leaves no bit for a fraction.
+/// The nearest whole number, halves to the even one, for magnitudes below 2^22: with 1.5 * 2^23 added no bit is left for a
+/// fraction, and the number stands in the low bits. A cast would test for what cannot be here, one number at a time.
 #[inline(always)]
-pub(super) fn round(real: f32) -> f32 {
+pub(super) fn whole(real: f32) -> i32 {
     const MAGIC: f32 = 12_582_912.0;
-    (real + MAGIC) - MAGIC
+    (real + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
 }

@@ -178,6 +178,15 @@ impl Window {
     }
 }
 
+/// A place between two voxels of an axis.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Between {
+    /// The two voxels.
+    pub at: [usize; 2],
+    /// How much of each.
+    pub weight: [f32; 2],
+}
+
 /// How accumulators become bytes: `clamp(round(acc * scale[channel]) + zero, low, high)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Requant {
@@ -212,11 +221,17 @@ pub enum Kind {
         /// To bytes.
         requant: Requant,
     },
-    /// A transposed convolution whose stride is its kernel: each voxel becomes a block.
+    /// A transposed convolution: at each place of a window over the input, a block of outputs.
     Spread {
-        /// Extent of the block.
-        kernel: [usize; 3],
-        /// `[tap][output channel][input channel]`.
+        /// Where a whole block looks; its stride is 1.
+        window: Window,
+        /// Extent of the block: the stride of the transposed convolution. The last blocks may reach beyond the output.
+        block: [usize; 3],
+        /// Taps that the network gives to each input voxel, for counting work.
+        taps: usize,
+        /// Groups of channels that do not see each other.
+        groups: usize,
+        /// `[voxel of the block][output channel][tap][input channel of its group]`, zero where a voxel sees no tap.
         weights: Arc<Vec<i8>>,
         /// One for each output channel.
         bias: Vec<i32>,
@@ -241,6 +256,8 @@ pub enum Kind {
     },
     /// The product of two tensors of one shape, or with a second tensor of one voxel that scales channels.
     Multiply,
+    /// Resized by interpolation between two voxels along each axis: for each output voxel, which and how much of each.
+    Resample([Vec<Between>; 3]),
     /// The view written out as a tensor.
     Gather,
     /// A frame of one value around the input.

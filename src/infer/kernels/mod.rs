@@ -9,6 +9,7 @@
 pub mod graph;
 
 mod conv;
+mod float;
 mod memory;
 mod pack;
 mod plan;
@@ -20,6 +21,7 @@ mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub use float::FloatConv;
 pub use memory::Memory;
 pub use plan::{Program, ProgramStep};
 

@@ -1,11 +1,13 @@
 //! From a graph to a program: every tensor gets its place in one arena, every layer its kernel.
 
 use super::conv::{Conv, Recipe};
-use super::graph::{Graph, Kind, Layer, Shape, View, Window};
+use super::graph::{Graph, Kind, Layer, Shape, View};
 use super::memory::{LINE, Memory, SLACK};
-use super::simple::{Edge, Simple, Source, SourcePart, Work};
+use super::simple::{Edge, Meaning, Simple, Source, SourcePart, Work};
 use super::Kernel;
 use crate::pool::{Fault, Pool};
+use smallvec::SmallVec;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A planned integer network.
@@ -141,7 +143,7 @@ impl Program {
         let threads = pool.threads();
         memory.provide(threads).map_err(|error| Fault(error.to_string()))?;
         let pointers = memory.pointers();
-        let outputs: Vec<*mut f32> = outputs.iter_mut().map(|output| output.as_mut_ptr()).collect();
+        let outputs: SmallVec<[*mut f32; 8]> = outputs.iter_mut().map(|output| output.as_mut_ptr()).collect();
         let edge = Edge { inputs, outputs: &outputs };
         for step in &self.steps {
             let units = match &step.work {
@@ -187,7 +189,9 @@ fn macs(layer: &Layer) -> u64 {
     let (Some(output), Some(input)) = (&layer.output, layer.inputs.first()) else { return 0 };
     let each = match &layer.kind {
         Kind::Conv { window, groups, .. } => window.taps() * input.shape.c / groups,
-        Kind::Spread { .. } => input.shape.c,
+        Kind::Spread { taps, groups, .. } => {
+            return (input.shape.bytes() * taps) as u64 * (output.shape.c / groups) as u64;
+        }
         _ => 0,
     };
     output.shape.bytes() as u64 * each as u64
@@ -205,42 +209,20 @@ fn step(
     let target = layer.output.as_ref();
     let out = target.map_or(0, |view| offsets[view.plain().expect("layers write plain tensors")]);
     let to = target.map_or_else(|| quant(0), |view| view.quant);
+    let conv = |window, spread, groups, weights: &Arc<Vec<i8>>, bias: &[i32], requant| {
+        let View { shape: input, quant, .. } = layer.inputs[0];
+        let source = source(&layer.inputs[0]);
+        let input_zero = quant.zero;
+        let recipe =
+            Recipe { source, input, input_zero, output: shape, out, window, spread, groups, weights, bias, requant };
+        Step::Conv(Box::new(Conv::plan(recipe, kernel)))
+    };
     let work = match &layer.kind {
         Kind::Conv { window, groups, weights, bias, requant } => {
-            return Step::Conv(Box::new(Conv::plan(
-                Recipe {
-                    source: source(&layer.inputs[0]),
-                    input: layer.inputs[0].shape,
-                    input_zero: quant(0).zero,
-                    output: shape,
-                    out,
-                    window: *window,
-                    spread: [1; 3],
-                    groups: *groups,
-                    weights,
-                    bias,
-                    requant,
-                },
-                kernel,
-            )));
+            return conv(*window, [1; 3], *groups, weights, bias, requant);
         }
-        Kind::Spread { kernel: spread, weights, bias, requant } => {
-            return Step::Conv(Box::new(Conv::plan(
-                Recipe {
-                    source: source(&layer.inputs[0]),
-                    input: layer.inputs[0].shape,
-                    input_zero: quant(0).zero,
-                    output: shape,
-                    out,
-                    window: Window::POINT,
-                    spread: *spread,
-                    groups: 1,
-                    weights,
-                    bias,
-                    requant,
-                },
-                kernel,
-            )));
+        Kind::Spread { window, block, groups, weights, bias, requant, .. } => {
+            return conv(*window, *block, *groups, weights, bias, requant);
         }
         Kind::Quantize { input } => Work::Quantize { input: *input, quant: to },
         Kind::MaxPool(window) => Work::MaxPool { from: from(0), input: layer.inputs[0].shape, window: *window },
@@ -260,12 +242,15 @@ fn step(
             whole: layer.inputs[1].shape == shape,
             quant: [quant(0), quant(1), to],
         },
+        Kind::Resample(axes) => {
+            Work::Resample { from: from(0), input: layer.inputs[0].shape, axes: axes.clone(), quant: [quant(0), to] }
+        }
         Kind::Gather => Work::Gather { source: source(&layer.inputs[0]) },
         Kind::Pad { before, value } => {
             Work::Pad { from: from(0), input: layer.inputs[0].shape, before: *before, value: *value }
         }
         Kind::Dequantize { output, table, softmax } => {
-            Work::Dequantize { from: from(0), output: *output, table: table.clone(), softmax: *softmax }
+            Work::Dequantize { from: from(0), output: *output, meaning: Meaning::new(table, *softmax, quant(0)) }
         }
     };
     Step::Simple(Box::new(Simple { work, shape, out, kernel }))

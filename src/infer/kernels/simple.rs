@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::Kernel;
-use super::conv::round;
-use super::graph::{Map, Quant, Shape, Window};
+use super::conv::whole;
+use super::graph::{Between, Map, Quant, Shape, Window};
 use super::memory::Pointers;
 
 /// One tensor of the arena as part of a view.
@@ -141,9 +141,32 @@ pub(super) enum Work {
     GlobalAverage { from: usize, input: Shape, quant: [Quant; 2] },
     Add { from: [usize; 2], quant: [Quant; 3], low: u8 },
     Multiply { from: [usize; 2], whole: bool, quant: [Quant; 3] },
+    Resample { from: usize, input: Shape, axes: [Vec<Between>; 3], quant: [Quant; 2] },
     Gather { source: Source },
     Pad { from: usize, input: Shape, before: [usize; 3], value: u8 },
-    Dequantize { from: usize, output: usize, table: Arc<[f32; 256]>, softmax: bool },
+    Dequantize { from: usize, output: usize, meaning: Meaning },
+}
+
+/// What bytes mean where they leave the network.
+pub(super) enum Meaning {
+    /// Real numbers of a scale.
+    Linear(Quant),
+    /// Any function of the byte.
+    Table(Arc<[f32; 256]>),
+    /// Parts of a whole along the channels; the table holds exponentials of differences.
+    Softmax(Arc<[f32; 256]>),
+}
+
+impl Meaning {
+    /// A table is looked up one byte at a time, a line computed eight at a time: to the same bits, or it stays a table.
+    pub(super) fn new(table: &Arc<[f32; 256]>, softmax: bool, quant: Quant) -> Self {
+        let linear = || (0..=255).all(|byte: u8| quant.real(byte).to_bits() == table[usize::from(byte)].to_bits());
+        match softmax {
+            true => Self::Softmax(Arc::clone(table)),
+            false if linear() => Self::Linear(quant),
+            false => Self::Table(Arc::clone(table)),
+        }
+    }
 }
 
 /// One layer of this file, planned.
@@ -167,9 +190,10 @@ impl Simple {
             Work::GlobalAverage { .. } => "global average",
             Work::Add { .. } => "add",
             Work::Multiply { .. } => "multiply",
+            Work::Resample { .. } => "resample",
             Work::Gather { .. } => "gather",
             Work::Pad { .. } => "pad",
-            Work::Dequantize { softmax: true, .. } => "softmax",
+            Work::Dequantize { meaning: Meaning::Softmax(_), .. } => "softmax",
             Work::Dequantize { .. } => "dequantize",
         }
     }
@@ -178,6 +202,8 @@ impl Simple {
         match &self.work {
             Work::MaxPool { input, .. } => input.w * input.c + 64,
             Work::Gather { source } => source.scratch(),
+            Work::Resample { input, .. } => 4 * input.w * input.c,
+            Work::Quantize { .. } | Work::Dequantize { .. } => 4 * self.shape.w,
             _ => 0,
         }
     }
@@ -233,7 +259,10 @@ impl Simple {
                 let same = |offset: usize| &tensor(offset, at + w * c)[at..];
                 let out = || std::slice::from_raw_parts_mut(memory.at(self.out).add(at), w * c);
                 match &self.work {
-                    Work::Quantize { input, quant } => quantize(edge.inputs[*input], self.shape, row, *quant, out()),
+                    Work::Quantize { input, quant } => {
+                        let words = std::slice::from_raw_parts_mut(memory.scratch(thread).cast(), w);
+                        quantize(edge.inputs[*input], self.shape, row, *quant, words, out());
+                    }
                     Work::MaxPool { from, input, window } => {
                         let scratch = std::slice::from_raw_parts_mut(memory.scratch(thread), input.w * input.c);
                         max_pool(tensor(*from, input.bytes()), *input, window, [d, h], w, scratch, out());
@@ -252,6 +281,10 @@ impl Simple {
                             pixels.for_each(|(pixel, out)| multiply(pixel, factors, quant, out));
                         }
                     }
+                    Work::Resample { from, input, axes, quant } => {
+                        let blend = std::slice::from_raw_parts_mut(memory.scratch(thread).cast(), input.w * c);
+                        resample(tensor(*from, input.bytes()), *input, axes, *quant, [d, h], blend, out());
+                    }
                     Work::Gather { source } => {
                         let to = out().as_mut_ptr();
                         source.row(d, h, w, to, memory.scratch(thread), self.kernel, memory);
@@ -268,10 +301,11 @@ impl Simple {
                             out[before[2] * c..][..bytes].copy_from_slice(from);
                         }
                     }
-                    Work::Dequantize { from, output, table, softmax } => {
+                    Work::Dequantize { from, output, meaning } => {
                         let at = row * w;
                         let from = &tensor(*from, self.shape.bytes())[at * c..][..w * c];
-                        dequantize(from, table, *softmax, edge.outputs[*output].add(at), self.shape.voxels(), c);
+                        let words = std::slice::from_raw_parts_mut(memory.scratch(thread).cast(), w);
+                        dequantize(from, meaning, words, edge.outputs[*output].add(at), self.shape.voxels(), c);
                     }
                 }
             }
@@ -288,17 +322,28 @@ pub(super) struct Edge<'a> {
 // SAFETY: the pointers are to outputs borrowed exclusively for the run, and each unit writes rows of its own.
 unsafe impl Sync for Edge<'_> {}
 
+/// Floats of a row to bytes. Four channels make one word of each pixel: the bytes of one channel lie apart.
 #[inline(always)]
-fn quantize(input: &[f32], shape: Shape, row: usize, quant: Quant, out: &mut [u8]) {
+fn quantize(input: &[f32], shape: Shape, row: usize, quant: Quant, words: &mut [u32], out: &mut [u8]) {
     let zero = f32::from(quant.zero);
     let (low, high) = (-zero, 255.0 - zero);
-    let byte = |real: f32| (round((real / quant.scale).max(low).min(high)) as i32 + i32::from(quant.zero)) as u8;
-    for channel in 0..shape.c {
-        let from = &input[(channel * shape.d * shape.h + row) * shape.w..][..shape.w];
-        if shape.c == 1 {
-            out.iter_mut().zip(from).for_each(|(out, real)| *out = byte(*real));
-        } else {
-            out[channel..].iter_mut().step_by(shape.c).zip(from).for_each(|(out, real)| *out = byte(*real));
+    let byte = |real: f32| (whole((real / quant.scale).max(low).min(high)) + i32::from(quant.zero)) as u32;
+    let channel = |channel: usize| &input[(channel * shape.d * shape.h + row) * shape.w..][..shape.w];
+    if shape.c == 1 {
+        return out.iter_mut().zip(channel(0)).for_each(|(out, real)| *out = byte(*real) as u8);
+    }
+    for first in (0..shape.c).step_by(4) {
+        let lanes = (shape.c - first).min(4);
+        words.fill(0);
+        for lane in 0..lanes {
+            words.iter_mut().zip(channel(first + lane)).for_each(|(word, real)| *word |= byte(*real) << (8 * lane));
+        }
+        for (pixel, word) in out.chunks_exact_mut(shape.c).zip(&*words) {
+            let bytes = word.to_le_bytes();
+            match pixel[first..].first_chunk_mut::<4>() {
+                Some(whole) => *whole = bytes,
+                None => pixel[first..].copy_from_slice(&bytes[..lanes]),
+            }
         }
     }
 }
@@ -409,12 +454,46 @@ fn average_pool(
     }
 }
 
+/// Four rows become one of floats, then its columns are blended. Products and sums are separate operations in one order,
+/// so all processors agree; where the weights are quarters, as in doubling, everything up to the rounding is exact.
+#[inline(always)]
+fn resample(
+    from: &[u8],
+    input: Shape,
+    [depths, rows, columns]: &[Vec<Between>; 3],
+    [quant, to]: [Quant; 2],
+    [d, h]: [usize; 2],
+    blend: &mut [f32],
+    out: &mut [u8],
+) {
+    let c = input.c;
+    let (depth, row) = (depths[d], rows[h]);
+    let line = |d: usize, h: usize| &from[(depth.at[d] * input.h + row.at[h]) * input.w * c..][..input.w * c];
+    let corners = line(0, 0).iter().zip(line(0, 1)).zip(line(1, 0).iter().zip(line(1, 1)));
+    let zero = i32::from(quant.zero);
+    let real = |byte: u8| (i32::from(byte) - zero) as f32;
+    for (out, ((a, b), (c, d))) in blend.iter_mut().zip(corners) {
+        let near = real(*a) * row.weight[0] + real(*b) * row.weight[1];
+        let far = real(*c) * row.weight[0] + real(*d) * row.weight[1];
+        *out = near * depth.weight[0] + far * depth.weight[1];
+    }
+    let scale = quant.scale / to.scale;
+    let zero = f32::from(to.zero);
+    for (out, column) in out.chunks_exact_mut(c).zip(columns) {
+        let (a, b) = (&blend[column.at[0] * c..][..c], &blend[column.at[1] * c..][..c]);
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            let real = (a * column.weight[0] + b * column.weight[1]) * scale;
+            *out = (whole(real.max(-zero).min(255.0 - zero)) + i32::from(to.zero)) as u8;
+        }
+    }
+}
+
 /// `clamp(round(real / scale + zero))` with the zero point as the network has it.
 #[inline(always)]
 fn with_zero_added(real: f32, quant: Quant) -> u8 {
     let offset = quant.offset() as f32;
     let value = (real / quant.scale + quant.network_zero() as f32).max(-offset).min(255.0 - offset);
-    (round(value) as i32 + quant.offset()) as u8
+    (whole(value) + quant.offset()) as u8
 }
 
 /// As MLAS's `QLinearGlobalAveragePool`: an exact sum, one scale.
@@ -442,7 +521,7 @@ fn add(a: &[u8], b: &[u8], [qa, qb, to]: &[Quant; 3], low: u8, out: &mut [u8]) {
     for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
         let (a, b) = ((i32::from(*a) - oa) as f32, (i32::from(*b) - ob) as f32);
         let sum = ((fixed + a * ra) + b * rb).max(least).min(most);
-        *out = (round(sum) as i32 + offset) as u8;
+        *out = (whole(sum) + offset) as u8;
     }
 }
 
@@ -457,22 +536,45 @@ fn multiply(a: &[u8], b: &[u8], [qa, qb, to]: &[Quant; 3], out: &mut [u8]) {
     }
 }
 
+/// Bytes of a row to floats, one channel after the other: `out` has a whole volume between them.
+///
+/// # Safety
+/// `out` is the place of this row in an output of `c` times `voxels` floats, and nobody else writes there.
 #[inline(always)]
-unsafe fn dequantize(from: &[u8], table: &[f32; 256], softmax: bool, out: *mut f32, voxels: usize, c: usize) {
-    for (column, pixel) in from.chunks_exact(c).enumerate() {
-        if softmax {
+unsafe fn dequantize(from: &[u8], meaning: &Meaning, words: &mut [u32], out: *mut f32, voxels: usize, c: usize) {
+    if let Meaning::Softmax(table) = meaning {
+        for (column, pixel) in from.chunks_exact(c).enumerate() {
             // The table holds exp(-difference * scale): differences to the largest byte are exact.
             let largest = pixel.iter().copied().max().unwrap_or(0);
             let sum: f32 = pixel.iter().map(|byte| table[usize::from(largest - byte)]).sum();
             for (channel, byte) in pixel.iter().enumerate() {
                 let value = table[usize::from(largest - byte)] / sum;
-                // SAFETY: `out` is the place of this row in an output of `voxels` times `c` floats.
+                // SAFETY: the caller's promise.
                 unsafe { out.add(channel * voxels + column).write(value) };
             }
-        } else {
-            for (channel, byte) in pixel.iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { out.add(channel * voxels + column).write(table[usize::from(*byte)]) };
+        }
+        return;
+    }
+    for first in (0..c).step_by(4) {
+        let lanes = (c - first).min(4);
+        for (word, pixel) in words.iter_mut().zip(from.chunks_exact(c)) {
+            *word = match pixel[first..].first_chunk::<4>() {
+                Some(whole) => u32::from_le_bytes(*whole),
+                None => pixel[first..].iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte)),
+            };
+        }
+        for lane in 0..lanes {
+            let byte = |word: u32| word >> (8 * lane) & 255;
+            // SAFETY: the caller's promise.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.add((first + lane) * voxels), words.len()) };
+            match meaning {
+                Meaning::Linear(quant) => {
+                    let zero = i32::from(quant.zero);
+                    out.iter_mut().zip(&*words).for_each(|(o, word)| *o = (byte(*word) as i32 - zero) as f32 * quant.scale);
+                }
+                Meaning::Table(table) | Meaning::Softmax(table) => {
+                    out.iter_mut().zip(&*words).for_each(|(o, word)| *o = table[byte(*word) as usize]);
+                }
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::graph::{Graph, Kind, Layer, Part, Quant, Requant, Shape, View, Window};
-use super::{Kernel, Program};
+use super::graph::{Between, Graph, Kind, Layer, Part, Quant, Requant, Shape, View, Window};
+use super::{FloatConv, Kernel, Program};
 use crate::pool::Pool;
 
 /// SplitMix64: cases that are the same on every machine.
@@ -229,36 +229,160 @@ fn convolutions_agree_with_a_64_bit_oracle_for_any_shape_and_extreme_values() {
 fn transposed_convolutions_agree_with_a_64_bit_oracle() {
     let mut random = Random(2);
     for case in 0..30 {
-        let kernel = [1 + random.below(2), 2, 1 + random.below(3)];
-        let input = Shape { d: 1 + random.below(3), h: 1 + random.below(5), w: 1 + random.below(21), c: random.from(&[1, 3, 8, 18]) };
-        let outputs = random.from(&[1, 5, 8, 16, 21]);
-        let taps = kernel.iter().product::<usize>();
+        // Blocks of one to three, windows of one to three taps a side, and outputs cut short of whole blocks.
+        let block = [1 + random.below(2), 1 + random.below(3), 1 + random.below(3)];
+        let point = random.below(2) == 0;
+        let kernel = [0; 3].map(|_| if point { 1 } else { 1 + random.below(3) });
+        let before = kernel.map(|k| random.below(k));
+        let window = Window { kernel, before, ..Window::POINT };
+        let groups = random.from(&[1, 1, 2]);
+        let own = random.from(&[1, 3, 8, 18]);
+        let input = Shape { d: 1 + random.below(3), h: 1 + random.below(5), w: 1 + random.below(21), c: own * groups };
+        let outputs = random.from(&[1, 5, 8, 16, 21]) * groups;
+        let (taps, phases) = (window.taps(), block.iter().product::<usize>());
         let quant = random.quant();
         let mut build = Case::new();
         let bytes = random.bytes(input.bytes());
         let view = build.input(input, quant, bytes.clone());
-        let weights = random.weights(taps * outputs * input.c);
+        let mut weights = random.weights(phases * outputs * taps * own);
+        // Some voxels of the block hear some taps alone.
+        let deaf: Vec<bool> = (0..phases * taps).map(|_| random.below(3) == 0).collect();
+        weights.iter_mut().enumerate().for_each(|(n, w)| if deaf[n / (own * taps * outputs) * taps + n / own % taps] { *w = 0 });
         let bias: Vec<i32> = (0..outputs).map(|_| random.next() as i16 as i32).collect();
         let scale: Vec<f32> = (0..outputs).map(|_| (1 + random.below(90)) as f32 * 1e-4).collect();
         let requant = Requant { scale, zero: random.quant().zero, low: 0, high: 255 };
         let space = input.space();
-        let shape = Shape { c: outputs, ..input }.with_space(std::array::from_fn(|axis| space[axis] * kernel[axis]));
-        let kind = Kind::Spread { kernel, weights: Arc::new(weights.clone()), bias: bias.clone(), requant: requant.clone() };
+        let cut = block.map(|b| random.below(b));
+        let shape = Shape { c: outputs, ..input }.with_space(std::array::from_fn(|axis| space[axis] * block[axis] - cut[axis]));
+        let kind = Kind::Spread {
+            window,
+            block,
+            taps,
+            groups,
+            weights: Arc::new(weights.clone()),
+            bias: bias.clone(),
+            requant: requant.clone(),
+        };
         let result = build.graph.push("spread", kind, vec![view], shape, BYTES);
         build.output(&result);
         for (n, got) in build.run("spread").iter().enumerate() {
             let (voxel, channel) = (n / outputs, n % outputs);
             let at = [voxel / (shape.h * shape.w), voxel / shape.w % shape.h, voxel % shape.w];
-            let from: [usize; 3] = std::array::from_fn(|axis| at[axis] / kernel[axis]);
-            let tap = (at[0] % kernel[0] * kernel[1] + at[1] % kernel[1]) * kernel[2] + at[2] % kernel[2];
-            let voxel = (from[0] * input.h + from[1]) * input.w + from[2];
-            let sum: i64 = (0..input.c)
-                .map(|c| {
-                    let byte = i64::from(bytes[voxel * input.c + c]) - i64::from(quant.zero);
-                    byte * i64::from(weights[(tap * outputs + channel) * input.c + c])
+            let phase = (at[0] % block[0] * block[1] + at[1] % block[1]) * block[2] + at[2] % block[2];
+            let mut sum = i64::from(bias[channel]);
+            for tap in 0..taps {
+                let offset = [tap / (kernel[1] * kernel[2]), tap / kernel[2] % kernel[1], tap % kernel[2]];
+                let place: Option<Vec<usize>> = (0..3)
+                    .map(|a| (at[a] / block[a] + offset[a]).checked_sub(before[a]).filter(|p| *p < space[a]))
+                    .collect();
+                let Some(place) = place else { continue };
+                let voxel = (place[0] * space[1] + place[1]) * space[2] + place[2];
+                for c in 0..own {
+                    let byte = i64::from(bytes[voxel * input.c + channel / (outputs / groups) * own + c]) - i64::from(quant.zero);
+                    sum += byte * i64::from(weights[((phase * outputs + channel) * taps + tap) * own + c]);
+                }
+            }
+            assert_eq!(*got, to_byte(sum, requant.scale[channel], &requant), "case {case}, {n}: {window:?} {block:?}");
+        }
+    }
+}
+
+#[test]
+fn resampling_is_exact_where_weights_are_dyadic_and_rounds_to_the_nearest_byte_elsewhere() {
+    let mut random = Random(5);
+    for case in 0..40 {
+        let dyadic = case % 2 == 0;
+        let input = Shape { d: 1 + random.below(4), h: 1 + random.below(5), w: 1 + random.below(9), c: random.from(&[1, 3, 8, 16]) };
+        let quant = random.quant();
+        let to = Quant { scale: if dyadic { 0.5 } else { 1.7 }, ..random.quant() };
+        let space = input.space();
+        let axes: [Vec<Between>; 3] = std::array::from_fn(|axis| {
+            let between = |random: &mut Random| {
+                let at = random.below(space[axis]);
+                let far = if dyadic { random.below(4) as f32 / 4.0 } else { random.below(1000) as f32 / 999.0 };
+                Between { at: [at, (at + 1).min(space[axis] - 1)], weight: [1.0 - far, far] }
+            };
+            (0..1 + random.below(9)).map(|_| between(&mut random)).collect()
+        });
+        let mut build = Case::new();
+        let bytes = random.bytes(input.bytes());
+        let view = build.input(input, quant, bytes.clone());
+        let shape = input.with_space(std::array::from_fn(|axis| axes[axis].len()));
+        let result = build.graph.push("resample", Kind::Resample(axes.clone()), vec![view], shape, to);
+        build.output(&result);
+        for (n, got) in build.run("resample").iter().enumerate() {
+            let (voxel, c) = (n / shape.c, n % shape.c);
+            let at = [axes[0][voxel / (shape.h * shape.w)], axes[1][voxel / shape.w % shape.h], axes[2][voxel % shape.w]];
+            let real: f64 = (0..8)
+                .map(|corner| {
+                    let side = [corner / 4, corner / 2 % 2, corner % 2];
+                    let [d, h, w]: [usize; 3] = std::array::from_fn(|a| at[a].at[side[a]]);
+                    let weight: f64 = (0..3).map(|a| f64::from(at[a].weight[side[a]])).product();
+                    weight * f64::from(quant.real(bytes[((d * input.h + h) * input.w + w) * input.c + c]))
                 })
                 .sum();
-            assert_eq!(*got, to_byte(sum + i64::from(bias[channel]), requant.scale[channel], &requant), "case {case}, {n}");
+            let exact = (real / f64::from(to.scale)).clamp(-f64::from(to.zero), 255.0 - f64::from(to.zero));
+            if dyadic {
+                assert_eq!(f64::from(*got), exact.round_ties_even() + f64::from(to.zero), "case {case}, {n}");
+            } else {
+                assert!((f64::from(*got) - exact - f64::from(to.zero)).abs() < 0.501, "case {case}, {n}: {got} for {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn float_convolutions_are_one_chain_of_fused_multiply_adds_on_every_processor() {
+    let mut random = Random(6);
+    for case in 0..60 {
+        let kernel = [random.from(&[1, 1, 3]), random.from(&[1, 2, 3]), random.from(&[1, 3, 5])];
+        let window = Window {
+            kernel,
+            stride: [0; 3].map(|_| random.from(&[1, 1, 2, 3])),
+            dilation: [0; 3].map(|_| random.from(&[1, 1, 2])),
+            before: kernel.map(|k| random.below(k)),
+            after: kernel.map(|k| random.below(k)),
+        };
+        let window = if case % 6 == 0 { Window::POINT } else { window };
+        let groups = random.from(&[1, 1, 2, 5]);
+        let [own, outs] = [0; 2].map(|_| random.from(&[1, 2, 3, 8, 9]));
+        let wide = random.below(8) == 0;
+        let input = Shape { d: 1 + random.below(3), h: 1 + random.below(5), w: 1 + random.below(if wide { 700 } else { 40 }), c: own * groups };
+        let Some(space) = window.over(input.space()) else { continue };
+        let output = Shape { c: outs * groups, ..input }.with_space(space);
+        let mut real = || (random.next() as i32) as f32 / 2e9;
+        let (x, weights): (Vec<f32>, Vec<f32>) =
+            ((0..input.bytes()).map(|_| real()).collect(), (0..output.c * own * window.taps()).map(|_| real()).collect());
+        let bias: Vec<f32> = (0..output.c).map(|_| real()).collect();
+        let relu = case % 2 == 0;
+        let run = |kernel: Kernel, threads: usize| {
+            let conv = FloatConv::plan(input, output, window, groups, &weights, &bias, relu, kernel);
+            let mut y = vec![f32::NAN; output.bytes()];
+            conv.run(&Pool::new(threads), &mut conv.memory(1).unwrap(), &x, &mut y).unwrap();
+            y
+        };
+        let want: Vec<f32> = (0..output.bytes())
+            .map(|n| {
+                let (channel, voxel) = (n / output.voxels(), n % output.voxels());
+                let at = [voxel / (output.h * output.w), voxel / output.w % output.h, voxel % output.w];
+                let mut sum = bias[channel];
+                for step in 0..own * window.taps() {
+                    let (c, tap) = (step / window.taps(), step % window.taps());
+                    let tap = [tap / (window.kernel[1] * window.kernel[2]), tap / window.kernel[2] % window.kernel[1], tap % window.kernel[2]];
+                    let place: Option<Vec<usize>> = (0..3)
+                        .map(|a| (at[a] * window.stride[a] + tap[a] * window.dilation[a]).checked_sub(window.before[a]).filter(|p| *p < input.space()[a]))
+                        .collect();
+                    let seen = place.map_or(0.0, |p| {
+                        x[(((channel / outs * own + c) * input.d + p[0]) * input.h + p[1]) * input.w + p[2]]
+                    });
+                    sum = seen.mul_add(weights[channel * own * window.taps() + step], sum);
+                }
+                if relu { sum.max(0.0) } else { sum }
+            })
+            .collect();
+        for (kernel, threads) in [(Kernel::Portable, 1), (Kernel::best(), 1), (Kernel::best(), 3)] {
+            let got = run(kernel, threads);
+            assert!(got == want, "case {case}: {window:?} groups {groups} {input:?} -> {output:?} on {}", kernel.name());
         }
     }
 }
