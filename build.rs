@@ -1,4 +1,5 @@
-//! Puts every package under `models/` into the binary: a new model is a new folder, and no code.
+//! Puts every package under `models/` into the binary: a new model is a new folder, and no code. And the binary is told
+//! what it is built for, so that it takes no update for another machine.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ fn main() -> io::Result<()> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("models");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=models");
+    println!("cargo::rustc-env=SCANSIDE_TARGET={}", env::var("TARGET").expect("set by cargo"));
     let mut code = String::from("static EMBEDDED: Embedded = &[\n");
     for package in sorted(&root)? {
         if !package.join("model.toml").is_file() {

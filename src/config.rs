@@ -86,6 +86,10 @@ pub struct Settings {
     pub exams: Exams,
     /// Model packages.
     pub models: Models,
+    /// Updates of firmware and models.
+    pub update: Update,
+    /// The hardware watchdog.
+    pub watchdog: Watchdog,
 }
 
 /// `[device]`
@@ -210,6 +214,28 @@ pub struct Models {
     pub signed_by: Option<String>,
 }
 
+/// `[update]`
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Update {
+    /// Folder of the two slots; none: this box takes no updates (a package manager replaces its files).
+    pub slots: Option<PathBuf>,
+    /// The board's name, which an update has to name.
+    pub board: Option<String>,
+    /// Hex of the ed25519 key that must have signed every update; none: no update is taken.
+    pub signed_by: Option<String>,
+}
+
+/// `[watchdog]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watchdog {
+    /// Device that the service feeds while it lives; none: somebody else does (systemd), or nobody.
+    pub device: Option<PathBuf>,
+    /// Seconds without food until it resets the board.
+    pub timeout_s: u32,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -224,6 +250,8 @@ impl Default for Settings {
             memory: Memory { budget_mib: 768 },
             exams: Exams { run: ExamKind::ALL.to_vec() },
             models: Models::default(),
+            update: Update::default(),
+            watchdog: Watchdog { device: None, timeout_s: 30 },
         }
     }
 }
@@ -257,7 +285,7 @@ macro_rules! default_from_settings {
         }
     )*};
 }
-default_from_settings! { Serial, serial; Inbox, inbox; Spool, spool; Series, series; Work, work; Memory, memory; }
+default_from_settings! { Serial, serial; Inbox, inbox; Spool, spool; Series, series; Work, work; Memory, memory; Watchdog, watchdog; }
 
 impl Settings {
     /// Reads a fragment and those it inherits.
@@ -298,6 +326,9 @@ impl Settings {
         }
         if self.work.threads > THREADS_MAX {
             return wrong("work.threads", "at most 256");
+        }
+        if !(4..=600).contains(&self.watchdog.timeout_s) {
+            return wrong("watchdog.timeout_s", "4 to 600");
         }
         Ok(self)
     }

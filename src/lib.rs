@@ -39,4 +39,6 @@ pub mod ingest;
 
 pub mod config;
 
+pub mod update;
+
 pub mod service;

@@ -64,6 +64,8 @@ enum Command {
     Threshold(cli::threshold::Arguments),
     /// Z-scores, percent change and maps of 4-D series.
     Timeseries(cli::timeseries::Arguments),
+    /// Takes a signed update of firmware and models, and goes back when it does no good.
+    Update(cli::update::Arguments),
     /// Prints reports as they come, from the serial line or the local socket.
     Watch(cli::watch::Arguments),
 }
@@ -98,6 +100,7 @@ fn main() -> std::process::ExitCode {
         Command::Status(arguments) => cli::status::run(arguments),
         Command::Threshold(arguments) => cli::threshold::run(arguments),
         Command::Timeseries(arguments) => cli::timeseries::run(arguments),
+        Command::Update(arguments) => cli::update::run(arguments),
         Command::Watch(arguments) => cli::watch::run(arguments),
     };
     match result {

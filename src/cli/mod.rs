@@ -31,9 +31,26 @@ pub mod stats;
 pub mod status;
 pub mod threshold;
 pub mod timeseries;
+pub mod update;
 pub mod values;
 pub mod volumes;
 pub mod watch;
+
+/// Exit codes beside 1 and 2: those of BSD's sysexits(3), which systemd shows by name.
+pub mod exit {
+    /// What was given is not sound: an update, a model package.
+    pub const DATAERR: u8 = 65;
+    /// Something that is needed is not there: a serial port, an address that is taken.
+    pub const UNAVAILABLE: u8 = 69;
+    /// A fault of ours: a thread has died.
+    pub const SOFTWARE: u8 = 70;
+    /// A disk or device cannot be read or written.
+    pub const IOERR: u8 = 74;
+    /// Not now; later it may do.
+    pub const TEMPFAIL: u8 = 75;
+    /// The configuration is wrong: starting again does not help.
+    pub const CONFIG: u8 = 78;
+}
 
 /// How a command ends badly: exit code 1, findings (or the output asked for) are impossible; 2, it was asked wrongly.
 #[derive(Debug)]
@@ -42,6 +59,8 @@ pub enum Failure {
     Impossible(String),
     /// A wrong argument, a path that is not there: exit code 2.
     Usage(String),
+    /// One of the exit codes of [`exit`].
+    Because(u8, String),
 }
 
 impl Failure {
@@ -55,14 +74,27 @@ impl Failure {
         Self::Usage(error.to_string())
     }
 
+    /// One of the exit codes of [`exit`] with a sentence.
+    pub fn because(code: u8, error: impl Display) -> Self {
+        Self::Because(code, error.to_string())
+    }
+
     /// Prints the sentence to stderr and gives the exit code.
     pub fn report(self) -> ExitCode {
-        let (code, text) = match self {
-            Self::Impossible(text) => (1, text),
-            Self::Usage(text) => (2, text),
-        };
-        eprintln!("scanside: {text}");
-        ExitCode::from(code)
+        eprintln!("scanside: {self}");
+        ExitCode::from(match self {
+            Self::Impossible(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Because(code, _) => code,
+        })
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Impossible(text) | Self::Usage(text) | Self::Because(_, text) => f.write_str(text),
+        }
     }
 }
 
@@ -149,10 +181,10 @@ impl Scratch {
             match std::fs::create_dir(&folder) {
                 Ok(()) => return Ok(Self(folder)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Failure::Impossible(format!("cannot make {}: {error}", folder.display()))),
+                Err(error) => return Err(Failure::impossible(format!("cannot make {}: {error}", folder.display()))),
             }
         }
-        Err(Failure::Impossible(format!("no free name in {}", base.display())))
+        Err(Failure::impossible(format!("no free name in {}", base.display())))
     }
 }
 

@@ -13,6 +13,7 @@ pub mod monai;
 mod onnx;
 mod operators;
 pub mod package;
+pub mod signature;
 mod weights;
 
 pub mod tiles;

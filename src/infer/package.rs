@@ -10,7 +10,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use ed25519_dalek::{Signature, VerifyingKey};
+use ed25519_dalek::VerifyingKey;
 use ndarray::{ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -18,6 +18,8 @@ use sha2::{Digest, Sha256};
 use super::engine::{EngineError, Network};
 use super::forest::{BadForest, Forest};
 use super::manifest::{BadManifest, Kind, Manifest};
+use super::signature::{self, Flaw};
+pub use super::signature::hex;
 use crate::pool::Pool;
 
 /// A file larger than this is no network for a small board; without a cap a stray file in a folder would fill memory.
@@ -128,9 +130,7 @@ impl Trust {
     /// # Errors
     /// A sentence when the text is no such key.
     pub fn demanding(public_key_hex: &str) -> Result<Self, String> {
-        let bytes = unhex::<32>(public_key_hex.trim())
-            .ok_or_else(|| format!("not an ed25519 public key of 64 hexadecimal digits: {public_key_hex:?}"))?;
-        let key = VerifyingKey::from_bytes(&bytes).map_err(|e| format!("not an ed25519 public key: {e}"))?;
+        let key = signature::public_key(public_key_hex)?;
         Ok(Self { public_key: Some(key) })
     }
 }
@@ -421,15 +421,12 @@ impl Models {
 fn verify(package: &str, key: &VerifyingKey, text: &[u8], signature: Option<&[u8]>) -> Result<(), PackageError> {
     let refuse = |why| PackageError::Signature { package: package.into(), why };
     let bytes = signature.ok_or_else(|| refuse("this board takes signed packages only, and it has no model.sig"))?;
-    let bytes: [u8; 64] = match bytes.try_into() {
-        Ok(raw) => raw,
-        Err(_) => std::str::from_utf8(bytes)
-            .ok()
-            .and_then(|text| unhex(text.trim()))
-            .ok_or_else(|| refuse("model.sig is not an ed25519 signature (64 bytes, or 128 hexadecimal digits)"))?,
-    };
-    key.verify_strict(text, &Signature::from_bytes(&bytes))
-        .map_err(|_| refuse("model.sig does not sign this model.toml with the key this board trusts"))
+    signature::verify(key, text, bytes).map_err(|flaw| {
+        refuse(match flaw {
+            Flaw::Form => "model.sig is not an ed25519 signature (64 bytes, or 128 hexadecimal digits)",
+            Flaw::Wrong => "model.sig does not sign this model.toml with the key this board trusts",
+        })
+    })
 }
 
 fn read_capped(path: &Path, bytes_max: u64) -> Result<Vec<u8>, PackageError> {
@@ -457,23 +454,6 @@ fn list(dir: &Path, prefix: &str, into: &mut Vec<String>) -> Result<(), PackageE
     }
     into.sort();
     Ok(())
-}
-
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    let mut out = [0; N];
-    if digits.len() != 2 * N || !digits.is_ascii() {
-        return None;
-    }
-    for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(out)
 }
 
 #[cfg(test)]

@@ -160,6 +160,11 @@ impl DicomServer {
         self.address
     }
 
+    /// Whether every thread of the door is there.
+    pub fn is_alive(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     /// Cuts running associations with an A-ABORT and waits for the threads. An instance that is being stored is stored
     /// and answered first.
     pub fn shutdown(mut self) {

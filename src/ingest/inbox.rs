@@ -86,6 +86,11 @@ impl InboxWatcher {
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 
+    /// Whether the thread that looks is there.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Stops after the file that is being read.
     pub fn shutdown(mut self) {
         self.stop();

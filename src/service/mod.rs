@@ -83,6 +83,9 @@ pub enum ServiceError {
     /// The local socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The serial device is not there, or is no serial device.
+    #[error("serial.device: {0}")]
+    Serial(std::io::Error),
     /// The system has no thread, file or descriptor for us.
     #[error("cannot {doing}: {source}")]
     System {
@@ -219,8 +222,18 @@ impl Service {
 
     /// The first thread that seems to hang; a supervisor must not feed its watchdog then.
     pub fn stalled(&self) -> Option<&'static str> {
-        let dead = self.threads.iter().find(|(_, thread)| thread.is_finished()).map(|(name, _)| *name);
-        dead.or_else(|| self.shared.hearts.stalled(Instant::now(), STALL_AFTER))
+        self.shared.hearts.stalled(Instant::now(), STALL_AFTER)
+    }
+
+    /// The first thread or door that has ended, which none does before the service stops: only a new start helps.
+    pub fn dead(&self) -> Option<&'static str> {
+        let finished = self.threads.iter().find(|(_, thread)| thread.is_finished()).map(|(name, _)| *name);
+        let doors = [
+            ("dicom", self.dicom.as_ref().is_none_or(DicomServer::is_alive)),
+            ("inbox", self.inbox.as_ref().is_none_or(InboxWatcher::is_alive)),
+            ("socket", self.socket.as_ref().is_none_or(SocketServer::is_alive)),
+        ];
+        finished.or_else(|| doors.into_iter().find(|(_, alive)| !alive).map(|(name, _)| name))
     }
 
     /// Closes the doors, lets the exam in progress finish its report, and waits for the threads. What is not reported yet
@@ -285,8 +298,8 @@ impl Service {
         let serial = self.shared.settings.serial.clone();
         if let Some(device) = serial.device {
             let port = SerialPort { path: device, baud: serial.baud };
-            // A cable may come and go later; a device that is not there at the start is a mistake in the settings.
-            drop(port.open().map_err(|e| ServiceError::Setting(format!("serial: {e}")))?);
+            // A cable may come and go later; at the start somebody is there who can be told.
+            drop(port.open().map_err(ServiceError::Serial)?);
             self.shared.journal.register(SERIAL_RECEIVER)?;
             let shared = Arc::clone(&self.shared);
             self.spawn("serial", move || {

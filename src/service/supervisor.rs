@@ -1,8 +1,12 @@
-//! Word to systemd, and the proof of life it is given: `READY=1`, `WATCHDOG=1`, `STOPPING=1` (sd_notify(3)).
+//! Word to systemd, and the proof of life it is given: `READY=1`, `WATCHDOG=1`, `STOPPING=1` (sd_notify(3)); and food for
+//! the board's own watchdog where there is no systemd to give it.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -75,6 +79,54 @@ impl Systemd {
     }
 }
 
+/// The board's hardware watchdog (the kernel's `watchdog-api`): it resets the board when nobody has fed it for a while.
+///
+/// Only its driver can set how long that is (a module parameter, such as `i6300esb.heartbeat=30`): the call that could
+/// do it from here would be `unsafe`. A driver that is set shorter than the settings say is fed oftener.
+#[derive(Debug)]
+pub struct Watchdog {
+    device: File,
+    /// How often it is to be fed.
+    pub every: Duration,
+}
+
+impl Watchdog {
+    /// Opens the device; from then on it has to be fed, by this or by nobody.
+    ///
+    /// # Errors
+    /// The system's; in particular when another process feeds it already.
+    pub fn open(path: &Path, timeout_s: u32) -> io::Result<Self> {
+        let device = File::options().write(true).open(path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = if name == "watchdog" { "watchdog0" } else { &name };
+        let set = std::fs::read_to_string(format!("/sys/class/watchdog/{name}/timeout"));
+        let set_s: u32 = set.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(timeout_s);
+        if set_s != timeout_s {
+            log::warn!("{}: its driver is set to {set_s} s, watchdog.timeout_s says {timeout_s}", path.display());
+        }
+        let mut watchdog = Self { device, every: Duration::from_secs(set_s.clamp(1, timeout_s).into()) / 4 };
+        watchdog.feed()?;
+        Ok(watchdog)
+    }
+
+    /// Puts the reset off.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn feed(&mut self) -> io::Result<()> {
+        self.device.write_all(b"\0")
+    }
+
+    /// Tells it that nobody will feed it any more, and that this is as it should be. A process that ends without this
+    /// word has died, and the board is reset.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn disarm(mut self) -> io::Result<()> {
+        self.device.write_all(b"V")
+    }
+}
+
 /// Peak and present memory of this process in KiB (`VmHWM`, `VmRSS` of proc(5)).
 pub fn memory_kib() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -99,6 +151,16 @@ mod tests {
         assert_eq!(hearts.stalled(later, limit), Some("series"));
         hearts.rest("series");
         assert_eq!(hearts.stalled(later, limit), None);
+    }
+
+    #[test]
+    fn a_watchdog_is_fed_from_the_first_moment_and_told_before_it_is_left() {
+        let device = tempfile::NamedTempFile::new().unwrap();
+        let mut watchdog = Watchdog::open(device.path(), 20).unwrap();
+        assert_eq!(watchdog.every, Duration::from_secs(5));
+        watchdog.feed().unwrap();
+        watchdog.disarm().unwrap();
+        assert_eq!(std::fs::read(device.path()).unwrap(), b"\0\0V");
     }
 
     #[test]

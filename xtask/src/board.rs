@@ -24,6 +24,8 @@ pub struct Board {
     pub watchdog: Watchdog,
     /// `[kernel]`
     pub kernel: Kernel,
+    /// `[update]`
+    pub update: Update,
     /// Laid over the service's defaults; checked by the service's own reader.
     pub service: toml::Table,
 }
@@ -126,6 +128,14 @@ pub struct Watchdog {
     pub timeout_s: u64,
 }
 
+/// Updates of the image; a package is replaced by Debian's means.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// Folder of the two slots.
+    pub slots: String,
+}
+
 /// What the kernel must have.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -146,6 +156,32 @@ pub fn expand(root: &Path, name: &str) -> Result<toml::Table, String> {
 /// The table as a [`Board`].
 pub fn parse(table: &toml::Table) -> Result<Board, String> {
     Board::deserialize(table.clone()).map_err(|e| e.to_string().trim_end().replace('\n', " "))
+}
+
+/// Who starts the service on a board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// The image's own init: slots of its own, and the service feeds the hardware watchdog itself.
+    Image,
+    /// systemd, on a Debian: dpkg replaces the files, and systemd feeds the hardware watchdog.
+    Systemd,
+}
+
+/// The service's configuration file for a board. `signed_by` is the public key that its updates are signed with.
+pub fn configuration(board: &Board, host: Host, signed_by: Option<&str>) -> Result<String, String> {
+    let mut table = board.service.clone();
+    let mut update = toml::Table::from_iter([("board".to_owned(), board.board.name.clone().into())]);
+    if host == Host::Image {
+        update.insert("slots".into(), board.update.slots.clone().into());
+        let timeout_s = toml::Value::Integer(board.watchdog.timeout_s as i64);
+        let watchdog = [("device".to_owned(), board.watchdog.device.clone().into()), ("timeout_s".to_owned(), timeout_s)];
+        table.insert("watchdog".into(), toml::Table::from_iter(watchdog).into());
+    }
+    update.extend(signed_by.map(|key| ("signed_by".to_owned(), key.into())));
+    table.insert("update".into(), update.into());
+    let text = toml::to_string(&table).map_err(|e| e.to_string())?;
+    let name = &board.board.name;
+    Ok(format!("# {}.\n# Made of board/{name}.toml; `scanside config print` shows every setting in force.\n\n{text}", board.board.description))
 }
 
 /// `name  tier  description`, for a list.

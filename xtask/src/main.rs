@@ -94,6 +94,17 @@ enum BoardAction {
         /// A file of board/, without .toml
         name: String,
     },
+    /// Prints the service's configuration file for a board.
+    Config {
+        /// A file of board/, without .toml
+        name: String,
+        /// For a Debian with systemd instead of the image
+        #[arg(long)]
+        systemd: bool,
+        /// Public key that updates are signed with, 64 hexadecimal digits
+        #[arg(long, value_name = "HEX")]
+        signed_by: Option<String>,
+    },
     /// Names all boards.
     List,
 }
@@ -136,6 +147,11 @@ fn root() -> PathBuf {
 fn board_task(action: BoardAction) -> Outcome {
     match action {
         BoardAction::Print { name } => print!("{}", toml::to_string(&board::expand(&root(), &name)?)?),
+        BoardAction::Config { name, systemd, signed_by } => {
+            let host = if systemd { board::Host::Systemd } else { board::Host::Image };
+            let board = board::parse(&board::expand(&root(), &name)?)?;
+            print!("{}", board::configuration(&board, host, signed_by.as_deref())?);
+        }
         BoardAction::List => {
             for name in board::names(&root())? {
                 println!("{}", board::summary(&root(), &name)?);

@@ -8,7 +8,7 @@ use crate::Outcome;
 /// The modules of the library in the order of the story; a file imports only from modules before its own.
 const ORDER: &[&str] = &[
     "study", "geometry", "pool", "link", "volume", "dicom", "nifti", "nrrd", "series", "imaging", "infer", "finding", "exam",
-    "phantom", "report", "ingest", "config", "service",
+    "phantom", "report", "ingest", "config", "update", "service",
 ];
 
 /// Pairs that the order would allow and the design does not: who, whom, and why.

@@ -135,6 +135,11 @@ impl SocketServer {
         let acceptor = builder.spawn(move || mine.accept(&listener)).map_err(start_thread)?;
         Ok(Self { shared, acceptor: Some(acceptor), file: (metadata.dev(), metadata.ino()) })
     }
+
+    /// Whether the thread that lets connections in is there.
+    pub fn is_alive(&self) -> bool {
+        self.acceptor.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
 }
 
 impl Drop for SocketServer {
