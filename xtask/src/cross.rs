@@ -35,34 +35,20 @@ fn debian(target: &str) -> Option<Debian> {
     }
 }
 
-/// Installs what the cross build and the QEMU tests need on Debian.
-pub fn setup() -> Outcome {
-    let mut failures = Vec::new();
+const TARGETS: [&str; 2] = ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"];
+
+/// Installs what the cross build, the image and the QEMU tests need on Debian.
+pub fn setup(root: &Path) -> Outcome {
     let mut packages = vec!["qemu-user-static", "qemu-system-arm", "e2fsprogs", "dosfstools", "mtools"];
-    for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
+    for target in TARGETS {
         let names = debian(target).expect("both targets are in the table");
         packages.extend([names.linker_package, names.libc_package]);
-        if !has_std("rustc", target) && Command::new("rustup").args(["target", "add", target]).status().is_ok_and(|s| s.success()) {
-            println!("{target}: standard library from rustup");
-        }
     }
-    apt(&["update", "-qq"])?;
+    // The kernel of the emulated board is Debian's for arm64.
+    add_architecture("arm64")?;
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat())?;
-    for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
-        if has_std("rustc", target) || has_std(DEBIAN_RUSTC, target) {
-            continue;
-        }
-        let names = debian(target).expect("both targets are in the table");
-        let library = format!("libstd-rust-web-dev:{}", names.architecture);
-        let installed = sudo("dpkg").args(["--add-architecture", names.architecture]).status()?.success()
-            && apt(&["update", "-qq"]).is_ok()
-            && apt(&["install", "-y", "-qq", "--no-install-recommends", "rustc-web", &library]).is_ok();
-        if installed && has_std(DEBIAN_RUSTC, target) {
-            println!("{target}: standard library from Debian");
-        } else {
-            failures.push(target);
-        }
-    }
+    let failures: Vec<&str> = TARGETS.into_iter().filter(|target| !standard_library(target)).collect();
+    crate::image::fetch(root)?;
     match failures.as_slice() {
         [] => Ok(()),
         [only] => {
@@ -71,6 +57,42 @@ pub fn setup() -> Outcome {
         }
         _ => Err("no target's standard library can be had from rustup or Debian at the moment".into()),
     }
+}
+
+/// rustup's where there is one, Debian's otherwise; whether there is one now.
+fn standard_library(target: &str) -> bool {
+    if has_std("rustc", target) {
+        println!("{target}: standard library of the installed toolchain");
+        return true;
+    }
+    if has_std(DEBIAN_RUSTC, target) {
+        println!("{target}: standard library from Debian");
+        return true;
+    }
+    if Command::new("rustup").args(["target", "add", target]).status().is_ok_and(|s| s.success()) && has_std("rustc", target) {
+        println!("{target}: standard library from rustup");
+        return true;
+    }
+    let architecture = debian(target).expect("both targets are in the table").architecture;
+    let library = format!("libstd-rust-web-dev:{architecture}");
+    // Without `=VERSION` apt may choose a library older than the compiler; has_std notices.
+    let installed = add_architecture(architecture).is_ok()
+        && apt(&["install", "-y", "-qq", "--no-install-recommends", "rustc-web", &library]).is_ok()
+        && has_std(DEBIAN_RUSTC, target);
+    if installed {
+        println!("{target}: standard library from Debian");
+    } else if architecture != "arm64" {
+        // An index that is out of sync would spoil every later update.
+        let _ = sudo("dpkg").args(["--remove-architecture", architecture]).status();
+    }
+    installed
+}
+
+fn add_architecture(architecture: &str) -> Outcome {
+    if !sudo("dpkg").args(["--add-architecture", architecture]).status()?.success() {
+        return Err(format!("dpkg cannot add the architecture {architecture}").into());
+    }
+    apt(&["update", "-qq"])
 }
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";

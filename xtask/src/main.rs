@@ -50,7 +50,7 @@ enum Task {
         #[command(subcommand)]
         action: QemuAction,
     },
-    /// Installs what the cross build and the QEMU tests need (Debian).
+    /// Installs what the cross build, the image and the QEMU tests need (Debian).
     Setup,
     /// Checks the structure: import order, confinement of tract, memmap2, the dicom crates and unsafe, dead files.
     Tidy,
@@ -127,7 +127,7 @@ fn main() -> ExitCode {
         Task::Cross { board } => cross::cross(&root(), &board),
         Task::Image { board } => image::image(&root(), &board),
         Task::Qemu { action: QemuAction::Test(arguments) } => qemu::test(&root(), &arguments),
-        Task::Setup => cross::setup(),
+        Task::Setup => cross::setup(&root()),
         Task::Tidy => tidy::run(&root()),
     };
     match outcome {

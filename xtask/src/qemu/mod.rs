@@ -26,13 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(600);
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only the unit and kernel tests, processor by processor, without a machine.
-    #[arg(long, group = "part")]
+    #[arg(long)]
     user: bool,
     /// Only the whole machine: a chest CT by C-STORE, then from a USB stick, and what it cost.
-    #[arg(long, group = "part")]
+    #[arg(long)]
     system: bool,
     /// Only what goes wrong: power cuts, cable, full disk, bad update, hung service.
-    #[arg(long, group = "part")]
+    #[arg(long)]
     faults: bool,
     /// Moments at which the power is cut while studies stream in.
     #[arg(long, value_name = "N", default_value_t = 20)]
