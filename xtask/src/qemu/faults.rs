@@ -12,8 +12,8 @@ use super::{Made, PATIENCE, Place, Receiver, done, parsed, system, word};
 use crate::{Outcome, image};
 
 /// Slices and rows of a study of these tests: enough for an exam, little to emulate.
-const SLICES: u32 = 40;
-const ROWS: u32 = 128;
+const SLICES: u32 = 24;
+const ROWS: u32 = 96;
 
 /// Studies that stream in at once.
 const SENDERS: u64 = 2;
@@ -85,7 +85,7 @@ fn hung_service(place: &Place) -> Outcome {
     let begun = Instant::now();
     let bench = place.bench("hung")?;
     let study = place.phantom("hung", 22, SLICES, ROWS)?;
-    let mut machine = bench.start(&Power { words: "scanside.hang=20", ..Power::default() })?;
+    let mut machine = bench.start(&Power { words: "scanside.hang=5", ..Power::default() })?;
     machine.wait("scanside: ready", PATIENCE)?;
     machine.wait("stopped for the watchdog to notice", PATIENCE)?;
     let hung = Instant::now();
@@ -136,7 +136,7 @@ fn pack(place: &Place, key: &UpdateKey, name: &str, release: &str, binary: &[u8]
     fs::write(folder.join("scanside"), binary)?;
     fs::set_permissions(folder.join("scanside"), fs::Permissions::from_mode(0o755))?;
     let mut pack = Command::new(&place.host);
-    pack.args(["update", "pack"]).arg(&folder).args(["--board", "qemu-virt", "--release", release, "--key"]).arg(&key.file);
+    pack.args(["update", "pack"]).arg(&folder).args(["--board", "qemu-virt", "--target", "aarch64-unknown-linux-gnu", "--release", release, "--key"]).arg(&key.file);
     image::run(pack.stdout(Stdio::null()))?;
     Ok(folder)
 }
@@ -165,7 +165,7 @@ fn updates(place: &Place, key: &UpdateKey) -> Outcome {
     machine.wait("runs from /data/slots/a", PATIENCE)?;
     machine.unplug("good")?;
     machine.wait("scanside: ready", PATIENCE)?;
-    machine.wait("the slot is good", PATIENCE)?;
+    machine.wait("is the active firmware", PATIENCE)?;
     machine.plug(&stick("broken", &broken)?, "broken")?;
     machine.wait("update ended with 0", PATIENCE)?;
     machine.unplug("broken")?;
