@@ -15,7 +15,7 @@ use std::process::Command;
 
 use flate2::{Compression, write::GzEncoder};
 
-use crate::board::{self, Board};
+use crate::board::{self, Board, Host};
 use crate::{Outcome, cross};
 
 /// Kernel, initramfs and what the disk holds may not come to more: what fits beside a second one on 128 MiB of flash.
@@ -302,14 +302,8 @@ fn make_root(
         fs::write(tree.join("lib/modules").join(name), list(&modules))?;
         loaded.extend(modules);
     }
-    fs::write(tree.join("etc/scanside/scanside.toml"), settings(board, signed_by)?)?;
+    fs::write(tree.join("etc/scanside/scanside.toml"), board::configuration(board, Host::Image, signed_by)?)?;
     Ok(())
-}
-
-/// The service's configuration file.
-fn settings(board: &Board, signed_by: Option<&str>) -> Made<String> {
-    let _ = signed_by;
-    Ok(toml::to_string(&board.service)?)
 }
 
 /// Three file systems behind one partition table.

@@ -60,7 +60,7 @@ fn send(place: &Place, bench: &Bench, study: &Path, attempts: u32) -> Command {
 fn full_disk(place: &Place) -> Outcome {
     let begun = Instant::now();
     let bench = place.bench("full")?;
-    let study = place.phantom("full", 21, SLICES, ROWS)?;
+    let study = place.phantom("full", 21, 40, 192)?;
     let receiver = Receiver::new(place, &bench)?;
     let mut machine = bench.start(&Power { words: "scanside.full=1", ..Power::default() })?;
     machine.wait("MiB left", PATIENCE)?;
