@@ -30,6 +30,18 @@ pub struct Board {
     pub service: toml::Table,
 }
 
+impl Board {
+    /// What the service may use, MiB.
+    pub fn service_mib(&self) -> u64 {
+        self.service_number("memory", "budget_mib", 768)
+    }
+
+    fn service_number(&self, section: &str, key: &str, default: u64) -> u64 {
+        let value = self.service.get(section).and_then(|table| table.get(key));
+        value.and_then(toml::Value::as_integer).map_or(default, |v| v.max(0) as u64)
+    }
+}
+
 /// What it is.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,7 +134,7 @@ pub struct SerialPort {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Watchdog {
-    /// `/dev/watchdog`
+    /// `/dev/watchdog`; empty: there is none.
     pub device: String,
     /// Seconds until it bites.
     pub timeout_s: u64,
@@ -173,6 +185,8 @@ pub fn configuration(board: &Board, host: Host, signed_by: Option<&str>) -> Resu
     let mut update = toml::Table::from_iter([("board".to_owned(), board.board.name.clone().into())]);
     if host == Host::Image {
         update.insert("slots".into(), board.update.slots.clone().into());
+    }
+    if host == Host::Image && !board.watchdog.device.is_empty() {
         let timeout_s = toml::Value::Integer(board.watchdog.timeout_s as i64);
         let watchdog = [("device".to_owned(), board.watchdog.device.clone().into()), ("timeout_s".to_owned(), timeout_s)];
         table.insert("watchdog".into(), toml::Table::from_iter(watchdog).into());
@@ -239,11 +253,7 @@ fn check(name: &str, board: &Board) -> Result<(), String> {
     if let Some(core) = board.cores.inference.iter().find(|core| **core >= board.cores.count) {
         return wrong(format!("cores.inference names core {core} of {}", board.cores.count));
     }
-    let number = |section: &str, key: &str, default: u64| {
-        let value = board.service.get(section).and_then(|table| table.get(key));
-        value.and_then(toml::Value::as_integer).map_or(default, |v| v.max(0) as u64)
-    };
-    let service_mib = number("memory", "budget_mib", 768);
+    let service_mib = board.service_mib();
     let needed_mib = service_mib + board.memory.system_mib + board.memory.page_cache_mib;
     if needed_mib > board.memory.board_mib {
         return wrong(format!(
@@ -253,7 +263,7 @@ fn check(name: &str, board: &Board) -> Result<(), String> {
     }
     // Every slice lies in the spool twice while its series grows: as the instance received, and in the volume.
     let study_mib = (board.study.slices * board.study.rows * board.study.columns * 2 * 2).div_ceil(1 << 20);
-    let spool_mib = number("spool", "mib_max", 8192);
+    let spool_mib = board.service_number("spool", "mib_max", 8192);
     if study_mib > spool_mib {
         return wrong(format!("the largest study needs {study_mib} MiB of spool, service.spool.mib_max is {spool_mib}"));
     }
@@ -267,7 +277,8 @@ fn check(name: &str, board: &Board) -> Result<(), String> {
     if !(1..=300).contains(&board.watchdog.timeout_s) {
         return wrong("watchdog.timeout_s: 1 to 300".into());
     }
-    let devices = board.serial.ports.iter().map(|port| &port.device).chain([&board.watchdog.device, &board.spool.device]);
+    let watchdog = Some(&board.watchdog.device).filter(|device| !device.is_empty());
+    let devices = board.serial.ports.iter().map(|port| &port.device).chain(watchdog).chain([&board.spool.device]);
     if let Some(odd) = devices.into_iter().find(|device| !device.starts_with("/dev/")) {
         return wrong(format!("{odd} is no device"));
     }

@@ -39,7 +39,7 @@ const TARGETS: [&str; 2] = ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gn
 
 /// Installs what the cross build, the image and the QEMU tests need on Debian.
 pub fn setup(root: &Path) -> Outcome {
-    let mut packages = vec!["qemu-user-static", "qemu-system-arm", "e2fsprogs", "dosfstools", "mtools"];
+    let mut packages = vec!["qemu-user-static", "qemu-system-arm", "e2fsprogs", "dosfstools", "mtools", "zstd"];
     for target in TARGETS {
         let names = debian(target).expect("both targets are in the table");
         packages.extend([names.linker_package, names.libc_package]);

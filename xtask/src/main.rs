@@ -2,6 +2,7 @@
 
 mod board;
 mod cross;
+mod dist;
 mod image;
 mod kernels;
 mod qemu;
@@ -49,6 +50,21 @@ enum Task {
     Qemu {
         #[command(subcommand)]
         action: QemuAction,
+    },
+    /// Makes what is handed out for a board: tar.zst, .deb, and with a key the signed update.
+    Dist {
+        /// A file of board/, without .toml
+        #[arg(long)]
+        board: String,
+        /// The firmware, when it is built already
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
+        /// Private key of updates, as `scanside update keygen` makes it
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// Instead of target/package/BOARD
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
     },
     /// Installs what the cross build, the image and the QEMU tests need (Debian).
     Setup,
@@ -127,6 +143,7 @@ fn main() -> ExitCode {
         Task::Cross { board } => cross::cross(&root(), &board),
         Task::Image { board } => image::image(&root(), &board),
         Task::Qemu { action: QemuAction::Test(arguments) } => qemu::test(&root(), &arguments),
+        Task::Dist { board, binary, key, out } => dist::run(&root(), &dist::Order { board: &board, binary, key, out }),
         Task::Setup => cross::setup(&root()),
         Task::Tidy => tidy::run(&root()),
     };
