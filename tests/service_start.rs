@@ -186,7 +186,8 @@ fn a_full_spool_at_the_start_refuses_what_is_new_and_delivers_what_it_holds() {
 
     client.subscribe(Some("test"), None).unwrap();
     let report = client.next_report(Instant::now() + PATIENCE).unwrap().expect("the series that is held has its report");
-    assert!(report.json.contains(&held.series), "{}", report.json);
+    let json = String::from_utf8(report.json).unwrap();
+    assert!(json.contains(&held.series), "{json}");
     client.acknowledge(report.sequence).unwrap();
     let begun = Instant::now();
     while let Err(error) = client.push(&refused.file(), None) {
@@ -224,7 +225,7 @@ fn a_disk_without_a_free_byte_at_the_start_does_not_keep_reports_from_their_rece
     assert!(error.contains("the disk has 0 bytes left"), "{error}");
     client.subscribe(Some("test"), None).unwrap();
     let report = client.next_report(Instant::now() + PATIENCE).unwrap().expect("it is delivered from the full disk");
-    assert!(report.json.contains(&slice.series));
+    assert!(String::from_utf8(report.json).unwrap().contains(&slice.series));
     assert_eq!(service.stop(), Some(0));
     drop(mounted);
 }
