@@ -22,9 +22,9 @@ use crate::geometry::Grid;
 use crate::volume::{Rescale, Volume, VolumeError, VoxelType};
 use crate::with_voxel_type;
 
-/// A file that is no usable NIfTI, or a disk that would not do.
+/// A NIfTI or NRRD file that cannot be used, or a disk that would not do.
 #[derive(Debug, thiserror::Error)]
-pub enum NiftiError {
+pub enum ImageFileError {
     /// The system's answer, with the file and what was done to it.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
@@ -40,7 +40,7 @@ pub enum NiftiError {
     Header {
         /// The file.
         path: PathBuf,
-        /// Name of the field in nifti1.h.
+        /// Name of the field, as nifti1.h or the NRRD format has it.
         field: &'static str,
         /// What is wrong with it.
         why: String,
@@ -76,12 +76,12 @@ impl NiftiReader {
     /// Opens a `.nii` or `.nii.gz` (told by its bytes, not by its name) and checks that the file can hold what its header claims.
     ///
     /// # Errors
-    /// [`NiftiError::Io`], [`NiftiError::Header`].
-    pub fn open(path: &Path) -> Result<Self, NiftiError> {
-        let io = |doing| move |source| NiftiError::Io { doing, path: path.to_owned(), source };
+    /// [`ImageFileError::Io`], [`ImageFileError::Header`].
+    pub fn open(path: &Path) -> Result<Self, ImageFileError> {
+        let io = |doing| move |source| ImageFileError::Io { doing, path: path.to_owned(), source };
         let mut source = ByteSource::open(path).map_err(io("open"))?;
         let start = source.start(header::HEADER_BYTES).map_err(io("read"))?;
-        let lies = |field, why| NiftiError::Header { path: path.to_owned(), field, why };
+        let lies = |field, why| ImageFileError::Header { path: path.to_owned(), field, why };
         let header = NiftiHeader::parse(&start).map_err(|bad| lies(bad.field, bad.why))?;
         let end = header.voxels() * header.data_type.bytes() as u64 + header.voxels_at;
         if !source.can_hold(end) {
@@ -99,16 +99,16 @@ impl NiftiReader {
     /// `header().data_type.voxel_type()`.
     ///
     /// # Errors
-    /// [`NiftiError::Io`], also when the file ends before its header says.
+    /// [`ImageFileError::Io`], also when the file ends before its header says.
     ///
     /// # Panics
     /// When `out` is no whole number of voxels or goes beyond the last.
-    pub fn read_stored(&mut self, start: u64, out: &mut [u8]) -> Result<(), NiftiError> {
+    pub fn read_stored(&mut self, start: u64, out: &mut [u8]) -> Result<(), ImageFileError> {
         let data_type = self.header.data_type;
         let width = data_type.bytes();
         assert!(out.len() % width == 0 && start + (out.len() / width) as u64 <= self.header.voxels());
         let at = self.header.voxels_at + start * width as u64;
-        let io = |source| NiftiError::Io { doing: "read", path: self.path.clone(), source };
+        let io = |source| ImageFileError::Io { doing: "read", path: self.path.clone(), source };
         self.source.read_at(at, out).map_err(io)?;
         if self.header.big_endian && width > 1 {
             out.chunks_exact_mut(width).for_each(<[u8]>::reverse);
@@ -135,7 +135,7 @@ impl NiftiReader {
     ///
     /// # Panics
     /// When `out` goes beyond the last voxel.
-    pub fn read_f32(&mut self, start: u64, out: &mut [f32]) -> Result<(), NiftiError> {
+    pub fn read_f32(&mut self, start: u64, out: &mut [f32]) -> Result<(), ImageFileError> {
         let Rescale { slope, intercept } = self.header.rescale;
         let voxel = self.header.data_type.voxel_type();
         let mut bytes = std::mem::take(&mut self.bytes);
@@ -156,11 +156,11 @@ impl NiftiReader {
     /// Volume `t` (from 0). A plain little-endian file is mapped, not copied; others are read slice by slice.
     ///
     /// # Errors
-    /// As [`NiftiReader::read_stored`], and [`NiftiError::Volume`] when there is no room for a temporary file.
+    /// As [`NiftiReader::read_stored`], and [`ImageFileError::Volume`] when there is no room for a temporary file.
     ///
     /// # Panics
     /// When there is no volume `t`.
-    pub fn volume(&mut self, t: usize) -> Result<Volume, NiftiError> {
+    pub fn volume(&mut self, t: usize) -> Result<Volume, ImageFileError> {
         assert!(t < self.header.volumes(), "volume {t} of {}", self.header.volumes());
         let h = &self.header;
         let (grid, rescale) = (Grid { shape: h.volume_shape(), affine: h.affine }, h.rescale);
@@ -179,12 +179,12 @@ impl NiftiReader {
 /// Reads a file with one volume (a fourth dimension of 1 is no series).
 ///
 /// # Errors
-/// [`NiftiError`]; [`NiftiError::Series`] for a file with more than one.
-pub fn read(path: &Path) -> Result<Volume, NiftiError> {
+/// [`ImageFileError`]; [`ImageFileError::Series`] for a file with more than one.
+pub fn read(path: &Path) -> Result<Volume, ImageFileError> {
     let mut reader = NiftiReader::open(path)?;
     match reader.header().volumes() {
         1 => reader.volume(0),
-        volumes => Err(NiftiError::Series { path: path.to_owned(), volumes }),
+        volumes => Err(ImageFileError::Series { path: path.to_owned(), volumes }),
     }
 }
 

@@ -3,37 +3,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::geometry::{Affine, Grid, Spacing, norm};
+use crate::nifti::ImageFileError;
 use crate::nifti::source::ByteSource;
-use crate::volume::{Rescale, Volume, VolumeError, VoxelType};
-
-/// A file that is no usable NRRD, or a disk that would not do.
-#[derive(Debug, thiserror::Error)]
-pub enum NrrdError {
-    /// The system's answer.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// A header field that cannot be.
-    #[error("{}: header field {field}: {why}", path.display())]
-    Header {
-        /// The file.
-        path: PathBuf,
-        /// Name of the field.
-        field: &'static str,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The voxels cannot be kept.
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-}
+use crate::volume::{Rescale, Volume, VoxelType};
 
 /// Bytes of a header. Key/value pairs may be many; voxels are not text.
 const HEADER_BYTES_MAX: usize = 1 << 20;
@@ -61,13 +36,13 @@ pub fn is_nrrd(start: &[u8]) -> bool {
 /// Reads a file with one 3-D (or 2-D) volume.
 ///
 /// # Errors
-/// [`NrrdError`].
-pub fn read(path: &Path) -> Result<Volume, NrrdError> {
+/// [`ImageFileError`].
+pub fn read(path: &Path) -> Result<Volume, ImageFileError> {
     let io = |path: &Path| {
         let path = path.to_owned();
-        move |source| NrrdError::Io { path, source }
+        move |source| ImageFileError::Io { doing: "read", path, source }
     };
-    let bad = |(field, why): Bad| NrrdError::Header { path: path.to_owned(), field, why };
+    let bad = |(field, why): Bad| ImageFileError::Header { path: path.to_owned(), field, why };
     let start = ByteSource::open_part(path, 0, false).and_then(|mut s| s.start(HEADER_BYTES_MAX)).map_err(io(path))?;
     let header = parse(&start).map_err(bad)?;
     let (data, base) = match &header.data_file {
@@ -193,10 +168,16 @@ fn affine_of(fields: &HashMap<String, String>, dimension: usize) -> Result<Affin
         Some("left-anterior-superior" | "las") => [1.0, -1.0, 1.0],
         Some(other) => return Err(("space", format!("{other:?} is not read"))),
     };
+    // An image in a plane of its own, as ITK writes one slice: the plane is taken for an axial one at height 0.
+    let flat = fields.get("space dimension").is_some_and(|n| n == "2");
     let vector = |text: &str| -> Option<[f64; 3]> {
         let inner = text.trim().strip_prefix('(')?.strip_suffix(')')?;
         let numbers: Vec<f64> = inner.split(',').filter_map(|n| n.trim().parse().ok()).collect();
-        let v: [f64; 3] = numbers.try_into().ok()?;
+        let v: [f64; 3] = match numbers[..] {
+            [x, y] if flat => [x, y, 0.0],
+            [x, y, z] => [x, y, z],
+            _ => return None,
+        };
         Some([v[0] * sign[0], v[1] * sign[1], v[2] * sign[2]])
     };
     let origin = match fields.get("space origin") {
@@ -263,6 +244,18 @@ mod tests {
     }
 
     #[test]
+    fn one_slice_in_a_plane_of_its_own_is_read_as_an_axial_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("flat.nrrd");
+        let header = "NRRD0004\ntype: short\ndimension: 2\nspace dimension: 2\nsizes: 4 3\nspace directions: (0.5,0) (0,0.6)\n\
+            endian: big\nencoding: raw\nspace origin: (-1,-2)\n\n";
+        std::fs::write(&path, [header.as_bytes(), &voxels()].concat()).expect("it is written");
+        let volume = read(&path).expect("it is read");
+        assert_eq!(volume.shape(), [1, 3, 4]);
+        assert_eq!(volume.affine().to_lps([1.0, 1.0, 1.0]), [-0.5, -1.4, 1.0]);
+    }
+
+    #[test]
     fn ras_is_turned_to_lps_and_wrong_headers_name_their_field() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.nrrd");
@@ -282,7 +275,7 @@ mod tests {
             ("endian: big\n", "endian: big\ndata file: ../etc/x\n", "data file"),
         ] {
             match with(from, to) {
-                Err(NrrdError::Header { field: named, .. }) => assert_eq!(named, field),
+                Err(ImageFileError::Header { field: named, .. }) => assert_eq!(named, field),
                 other => panic!("{to}: {other:?}"),
             }
         }

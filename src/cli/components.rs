@@ -59,7 +59,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let pool = pool(arguments.threads);
     let volume = open_volume(&arguments.input)?;
     let about = about(&arguments.input);
-    let mask = mask(&volume, arguments.label);
+    let mask = mask(&volume, &arguments.input, arguments.label)?;
     let connectivity = Connectivity::from_neighbours(arguments.connectivity).expect("the parser has checked it");
     let mut found = label(mask.view(), connectivity, &pool).map_err(|error| about(&error))?;
     let all = found.list().len();

@@ -64,7 +64,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
                 let text = "is not on the grid of the image: scanside resample --like puts it there";
                 return Err(Failure::impossible(format!("{} {text}", path.display())));
             }
-            let reach = reach(&mask(&map, arguments.label));
+            let reach = reach(&mask(&map, path, arguments.label)?);
             let reach = reach.ok_or_else(|| Failure::impossible(format!("{}: no voxel is inside", path.display())))?;
             let zyx_mm = volume.spacing().zyx_mm();
             std::array::from_fn(|a| {

@@ -1,6 +1,5 @@
 //! `scanside mesh`: the surface of a level or of labels.
 
-use std::collections::BTreeSet;
 use std::io::{self, BufWriter, IsTerminal};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +16,8 @@ use scanside::volume::Volume;
 
 use super::{Failure, print, print_json};
 use super::open::open_volume;
-use super::output::{cores, write_file, write_through};
+use super::output::{write_file, write_through};
+use super::values::{check_labels, pool};
 
 /// Makes the surface where an image crosses a level, or round labels, in patient space (LPS, millimetres).
 ///
@@ -83,9 +83,12 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.decimate.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
         return Err(Failure::usage("--decimate: a share above 0 and at most 1"));
     }
-    let pool = Pool::new(arguments.threads.unwrap_or_else(cores));
+    let pool = pool(arguments.threads);
     let volume = open_volume(&arguments.input)?;
-    check_labels(&arguments, &volume)?;
+    if !arguments.labels.is_empty() {
+        let wanted: Vec<f64> = arguments.labels.iter().map(|label| *label as f64).collect();
+        check_labels(&volume, &arguments.input, &wanted)?;
+    }
     let source = Source::new(&volume, &arguments);
     let streamed = format == Format::Stl && arguments.smooth == 0 && arguments.decimate.is_none();
     let (measures, surface) = if streamed {
@@ -191,41 +194,6 @@ impl<'a> Source<'a> {
             Err(IsosurfaceError::Sink(error)) => Err(error),
             Err(error) => refuse(format!("{}: {error}", self.path.display())),
         }
-    }
-}
-
-/// A label that does not occur is a mistake, not an empty surface.
-fn check_labels(arguments: &Arguments, volume: &Volume) -> Result<(), Failure> {
-    if arguments.labels.is_empty() {
-        return Ok(());
-    }
-    /// A label map has few labels; an image has thousands of values.
-    const LABELS_MAX: usize = 4096;
-    let mut seen = BTreeSet::new();
-    let [slices, rows, columns] = volume.shape();
-    let mut slice = vec![0.0f32; rows * columns];
-    for k in 0..slices {
-        volume.read_slice_f32(k, &mut slice);
-        let mut last = f32::NAN;
-        for v in &slice {
-            if *v != last {
-                last = *v;
-                if v.fract() != 0.0 {
-                    return Err(named(&arguments.input, &format!("not a label map: it has the value {v}")));
-                }
-                seen.insert(*v as i64);
-            }
-        }
-        if seen.len() > LABELS_MAX {
-            return Err(named(&arguments.input, &format!("not a label map: it has more than {LABELS_MAX} values")));
-        }
-    }
-    match arguments.labels.iter().find(|label| !seen.contains(label)) {
-        Some(label) => {
-            let some: Vec<String> = seen.iter().take(20).map(i64::to_string).collect();
-            Err(named(&arguments.input, &format!("label {label} does not occur; it has {}", some.join(", "))))
-        }
-        None => Ok(()),
     }
 }
 

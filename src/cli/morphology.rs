@@ -45,7 +45,7 @@ pub struct Arguments {
     /// An erosion also eats from the image's border, as SciPy's does by default.
     #[arg(long)]
     border_erodes: bool,
-    /// Fill holes within each slice, so that a tube is filled as well.
+    /// Work within each slice, as on so many pictures: a tube is then filled as well.
     #[arg(long)]
     per_slice: bool,
     /// Threads to compute on [default: all cores].
@@ -86,7 +86,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let pool = pool(arguments.threads);
     let volume = open_volume(&arguments.input)?;
     let about = about(&arguments.input);
-    let before = mask(&volume, arguments.label);
+    let before = mask(&volume, &arguments.input, arguments.label)?;
     let shape = match arguments.shape {
         Form::Ball => Shape::Ball,
         Form::Box => Shape::Box,
@@ -96,7 +96,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(mm) => volume.spacing().zyx_mm().map(|s| mm / s),
         None => arguments.radius.unwrap_or([1.0; 3]),
     };
-    if volume.shape()[0] == 1 {
+    if volume.shape()[0] == 1 || arguments.per_slice {
         radius[0] = 0.0;
     }
     let element = Element::new(shape, radius).map_err(Failure::usage)?;

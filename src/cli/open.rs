@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use scanside::nifti::{NiftiError, NiftiReader};
+use scanside::nifti::{ImageFileError, NiftiReader};
 use scanside::nrrd;
 use scanside::series::Arrangement;
 use scanside::series::files::{FileSeries, FilesError, Scan, scan, set_aside_words};
+use scanside::study::Modality;
 use scanside::volume::Volume;
 
 use super::Failure;
@@ -127,14 +128,26 @@ pub fn open_volume(path: &Path) -> Result<Volume, Failure> {
     open_series(path, None, false)
 }
 
+/// As [`open_volume`], with the modality where the image tells it.
+///
+/// # Errors
+/// As [`open_volume`].
+pub fn open_told(path: &Path) -> Result<(Volume, Option<Modality>), Failure> {
+    open(path, None, false)
+}
+
 /// As [`open_volume`], of the series named; `tolerant` takes a series with gaps (filled with its lowest value) or uneven
 /// spacing (called even), saying so.
 ///
 /// # Errors
 /// As [`open_volume`].
 pub fn open_series(path: &Path, named: Option<&str>, tolerant: bool) -> Result<Volume, Failure> {
+    open(path, named, tolerant).map(|(volume, _)| volume)
+}
+
+fn open(path: &Path, named: Option<&str>, tolerant: bool) -> Result<(Volume, Option<Modality>), Failure> {
     let scan = match look(path)? {
-        Image::Nrrd(volume) => return Ok(volume),
+        Image::Nrrd(volume) => return Ok((volume, None)),
         Image::Nifti(mut reader) => {
             let header = reader.header();
             if header.forms_disagree {
@@ -142,9 +155,9 @@ pub fn open_series(path: &Path, named: Option<&str>, tolerant: bool) -> Result<V
             }
             let volumes = header.volumes();
             if volumes != 1 {
-                return Err(Failure::impossible(NiftiError::Series { path: path.to_owned(), volumes }));
+                return Err(Failure::impossible(ImageFileError::Series { path: path.to_owned(), volumes }));
             }
-            return reader.volume(0).map_err(Failure::impossible);
+            return reader.volume(0).map(|volume| (volume, None)).map_err(Failure::impossible);
         }
         Image::Dicom(scan) => scan,
     };
@@ -165,5 +178,5 @@ pub fn open_series(path: &Path, named: Option<&str>, tolerant: bool) -> Result<V
         Some(why) => eprintln!("scanside: {}: {why}", path.display()),
         None => {}
     }
-    Ok(loaded.volume)
+    Ok((loaded.volume, Some(series.modality)))
 }

@@ -1,21 +1,24 @@
 //! `scanside preview`: an image as a picture, in a file or in the terminal.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Deserialize;
+use serde_json::json;
 
 use scanside::finding::Finding;
 use scanside::imaging::picture::{Picture, WHITE, text_height, text_width};
 use scanside::imaging::render::mark_sides;
 use scanside::imaging::terminal;
 use scanside::imaging::view::{Cut, Labels, Plane, label_colour, robust_window};
+use scanside::study::Modality;
 use scanside::volume::Volume;
 
-use super::open::open_volume;
+use super::open::{open_told, open_volume};
 use super::output::write_file;
-use super::{Failure, print};
+use super::{Failure, print, print_json};
 
 /// Draws an image: three planes through it, one slice, or a montage, true to scale.
 ///
@@ -44,14 +47,14 @@ pub struct Arguments {
     /// so that 1 % of the values shown are black and 1 % white.
     #[arg(long, allow_hyphen_values = true)]
     window: Option<String>,
-    /// A label map, drawn as coloured outlines where it is in space.
+    /// A label map, drawn as coloured outlines where it is in space; without --at, --slice and --montage the planes go
+    /// where there is most of it.
     #[arg(long)]
     labels: Option<PathBuf>,
-    /// A report (findings.json), its findings drawn as boxes; without --at, --slice and --montage the planes go through
-    /// the first of them.
+    /// A report (findings.json), its findings drawn as boxes; the planes go through the first of them.
     #[arg(long)]
     findings: Option<PathBuf>,
-    /// Written above the picture [default: the name of the image].
+    /// Written above the picture [default: the modality and the name of the image].
     #[arg(long)]
     title: Option<String>,
     /// Pixels along the longest side of a slice.
@@ -60,6 +63,9 @@ pub struct Arguments {
     /// Draw in the terminal: as it can, or as said.
     #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "auto")]
     terminal: Option<TerminalName>,
+    /// Print one JSON object: the cuts, the window, the scale.
+    #[arg(long, conflicts_with = "terminal")]
+    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -115,7 +121,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         [x, y, z] if [x, y, z].iter().all(|v| v.is_finite()) => Some([x, y, z]),
         _ => return Err(Failure::usage("--at: three numbers, L,P,H in millimetres")),
     };
-    let volume = open_volume(&arguments.input)?;
+    let (volume, modality) = open_told(&arguments.input)?;
     let overlay = Overlay {
         labels: arguments.labels.as_deref().map(read_labels).transpose()?,
         findings: arguments.findings.as_deref().map(read_findings).transpose()?.unwrap_or_default(),
@@ -133,16 +139,35 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     // One scale for all, so that lengths compare between them.
     let side = if arguments.montage.is_some() { (4096 / columns_of(cuts.len())).min(arguments.size) } else { arguments.size };
     let pixel_mm = cuts.iter().map(longest).fold(0.0, f64::max) / side as f64;
+    let mut drawn = BTreeSet::new();
     let panels: Vec<Picture> = cuts
         .iter()
         .zip(&values)
-        .map(|(cut, values)| panel(cut, cut.grey(values, window, pixel_mm), &overlay, pixel_mm, arguments.montage.is_some()))
+        .map(|(cut, values)| {
+            let mut picture = cut.grey(values, window, pixel_mm);
+            if let Some(labels) = &overlay.labels {
+                cut.outline_labels(&mut picture, labels, pixel_mm, &mut drawn);
+            }
+            panel(cut, picture, &overlay, pixel_mm, arguments.montage.is_some())
+        })
         .collect();
-    let picture = sheet(&arguments, &panels, window);
+    let picture = sheet(&title(&arguments, modality), &panels, window, &drawn);
     if let Some(path) = &arguments.out {
         let mut png = Vec::new();
         picture.write_png(&mut png).map_err(Failure::impossible)?;
         write_file(path, &png)?;
+    }
+    if arguments.json {
+        let cuts: Vec<_> = cuts.iter().map(|cut| json!({"plane": plane_of(cut), "slice": cut.index(), "of": cut.cuts()})).collect();
+        return print_json(&json!({
+            "input": arguments.input,
+            "out": arguments.out,
+            "cuts": cuts,
+            "window": window,
+            "pixel_mm": pixel_mm,
+            "labels": drawn,
+            "pixels": [picture.height(), picture.width()],
+        }));
     }
     match arguments.terminal {
         Some(way) => print(&draw(way, &picture)?),
@@ -170,7 +195,8 @@ fn cuts(arguments: &Arguments, volume: &Volume, at: Option<[f64; 3]>, overlay: &
         }
         return Ok(vec![one.at(index)]);
     }
-    let place = at.or_else(|| overlay.findings.iter().find_map(|f| f.centroid_lps_mm));
+    let found = || overlay.findings.iter().find_map(|f| f.centroid_lps_mm);
+    let place = at.or_else(found).or_else(|| overlay.labels.as_ref().and_then(Labels::fullest_lps_mm));
     let through = |cut: Cut| place.map_or(cut, |place| cut.through(place));
     // An image of one slice has one plane worth seeing: the one it was taken in.
     let flat = grid.shape.contains(&1);
@@ -192,9 +218,6 @@ fn plane_of(cut: &Cut) -> &'static str {
 
 /// A cut with everything over it.
 fn panel(cut: &Cut, mut picture: Picture, overlay: &Overlay, pixel_mm: f64, small: bool) -> Picture {
-    if let Some(labels) = &overlay.labels {
-        cut.outline_labels(&mut picture, labels, pixel_mm);
-    }
     for finding in &overlay.findings {
         let Some((centre_mm, long_mm)) = finding.centroid_lps_mm.zip(finding.long_axis_mm) else { continue };
         let radius_mm = long_mm.max(1.0) / 2.0;
@@ -224,14 +247,19 @@ fn columns_of(panels: usize) -> usize {
     if panels <= 3 { panels.max(1) } else { (panels as f64).sqrt().ceil() as usize }
 }
 
+/// What is written above: what is asked, else what it is and what it is called.
+fn title(arguments: &Arguments, modality: Option<Modality>) -> String {
+    let name = arguments.input.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let told = modality.map_or_else(|| name.clone(), |modality| format!("{}  {name}", modality.term()));
+    arguments.title.clone().unwrap_or(told)
+}
+
 /// All panels on one sheet, with title and convention.
-fn sheet(arguments: &Arguments, panels: &[Picture], [low, high]: [f32; 2]) -> Picture {
+fn sheet(title: &str, panels: &[Picture], [low, high]: [f32; 2], drawn: &BTreeSet<i32>) -> Picture {
     const PAPER: [u8; 3] = [16, 17, 21];
     const GAP: usize = 6;
     let columns = columns_of(panels.len());
     let cell = [panels.iter().map(Picture::width).max(), panels.iter().map(Picture::height).max()].map(|n| n.unwrap_or(1));
-    let name = arguments.input.file_name().map(|n| n.to_string_lossy().into_owned());
-    let title = arguments.title.clone().or(name).unwrap_or_default();
     let scale = if cell[0] * columns >= 480 { 2 } else { 1 };
     let head = text_height(scale) + 14;
     let foot = format!("radiological convention: the patient's R on the left, sagittal cuts seen from the left   grey {low} to {high}");
@@ -249,6 +277,16 @@ fn sheet(arguments: &Arguments, panels: &[Picture], [low, high]: [f32; 2]) -> Pi
     }
     let y = (sheet.height() - foot_height + 3) as i64;
     sheet.text(8, y, 1, CAPTION, &foot);
+    let mut x = 8 + text_width(&foot, 1) as i64;
+    for label in drawn {
+        // As many as there is room for; the others have their outlines all the same.
+        let text = format!("   label {label}");
+        if x + text_width(&text, 1) as i64 + 8 > sheet.width() as i64 {
+            break;
+        }
+        sheet.text(x, y, 1, label_colour(*label), &text);
+        x += text_width(&text, 1) as i64;
+    }
     sheet
 }
 

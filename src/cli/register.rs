@@ -7,16 +7,19 @@ use clap::ValueEnum;
 use ndarray::Array3;
 use serde_json::json;
 
+use scanside::geometry::Grid;
 use scanside::imaging::plot;
+use scanside::imaging::resample::same_grid;
 use scanside::imaging::registration::{
-    Image, Interpolation, Kind, Level, Metric, Optimiser, Outcome, Sampling, Settings, Start, Transform, register, resample,
+    Image, Kind, Level, Metric, Optimiser, Outcome, Sampling, Settings, Start, Transform, register,
 };
 use scanside::volume::Volume;
 
 use super::{Failure, print, print_json};
 use super::open::open_volume;
 use super::output::write_file;
-use super::values::{check_output, pool, write_as};
+use super::resample::{How, Job};
+use super::values::{check_output, pool};
 
 /// Finds how a moving image must be turned and shifted to lie on a fixed one, and writes it on the fixed grid.
 ///
@@ -80,7 +83,7 @@ pub struct Arguments {
     moving_mask: Option<PathBuf>,
     /// How values between voxels are found for --out.
     #[arg(long, value_enum, default_value = "linear")]
-    interpolation: InterpolationName,
+    interpolation: How,
     /// The value of --out where the moving image has nothing [default: the least value of the moving image].
     #[arg(long, allow_negative_numbers = true)]
     outside: Option<f32>,
@@ -135,13 +138,6 @@ enum StartName {
     Moments,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum InterpolationName {
-    Nearest,
-    Linear,
-    Cubic,
-}
-
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = settings(&arguments)?;
@@ -175,19 +171,19 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Failure::impossible(format!("{} onto {}: {error}", arguments.moving.display(), arguments.fixed.display()))
     })?;
 
-    drop(fixed_voxels);
     let least = moving_voxels.iter().copied().fold(f32::INFINITY, f32::min);
-    let outside = arguments.outside.unwrap_or(least);
-    let interpolation = match arguments.interpolation {
-        InterpolationName::Nearest => Interpolation::Nearest,
-        InterpolationName::Linear => Interpolation::Linear,
-        InterpolationName::Cubic => Interpolation::Cubic,
-    };
+    drop((fixed_voxels, moving_voxels));
     let grid = fixed.grid();
-    let laid =
-        resample(moving_voxels.view(), moving.affine(), grid, &outcome.transform, interpolation, outside, &pool);
-    let laid = laid.map_err(Failure::impossible)?;
-    write_as(&arguments.out, laid.view(), grid.affine, &moving, &pool)?;
+    let carried = outcome.transform.carry(&grid.affine).map_err(Failure::impossible)?;
+    let job = Job {
+        volume: &moving,
+        how: arguments.interpolation,
+        places: Grid { affine: carried, ..grid },
+        affine: grid.affine,
+        outside: arguments.outside.map_or(f64::from(least), f64::from),
+        float: false,
+    };
+    job.write(&arguments.moving, &arguments.out, &pool)?;
     if let Some(path) = &arguments.save_transform {
         write_file(path, outcome.transform.to_tfm().as_bytes())?;
     }
@@ -196,8 +192,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         let marks: Vec<usize> =
             (1..values.len()).filter(|n| outcome.history[*n].level != outcome.history[*n - 1].level).collect();
         let mut png = Vec::new();
-        let title = format!("{} over steps, less is better", metric_name(settings.metric));
-        plot::curve(&title, "evaluation", &values, &marks).write_png(&mut png).map_err(Failure::impossible)?;
+        let title = format!("{} over steps, less is better; a curve for each level", metric_name(settings.metric));
+        plot::curve(&title, "step", &values, &marks).write_png(&mut png).map_err(Failure::impossible)?;
         write_file(path, &png)?;
     }
     tell(&arguments, &settings, &outcome)
@@ -260,8 +256,7 @@ fn read_transform(path: &Path) -> Result<Transform, Failure> {
 fn mask(path: Option<&Path>, of: &Volume) -> Result<Option<Array3<u8>>, Failure> {
     let Some(path) = path else { return Ok(None) };
     let volume = open_volume(path)?;
-    let (mine, theirs) = (volume.affine().to_row_major(), of.affine().to_row_major());
-    if volume.shape() != of.shape() || mine.iter().zip(theirs).any(|(a, b)| (a - b).abs() > 1e-2) {
+    if !same_grid(&volume.grid(), &of.grid()) {
         return Err(Failure::impossible(format!("the mask {} is not on the grid of its image", path.display())));
     }
     Ok(Some(volume.to_f32(0..volume.shape()[0]).mapv(|v| u8::from(v != 0.0))))

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use scanside::imaging::median::median;
-use scanside::imaging::smooth::{Edge, curvature_flow, gaussian};
+use scanside::imaging::smooth::{Edge, curvature_flow, gaussian_in_place};
 use scanside::nifti::write_array;
 use scanside::with_voxel_type;
 
@@ -84,14 +84,16 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         });
         json!({"median": {"radius_voxel": radius}})
     } else if let Some(iterations) = arguments.curvature {
-        let out = curvature_flow(real(&volume).view(), spacing, iterations, arguments.time_step, &pool);
+        let out = curvature_flow(real(&volume), spacing, iterations, arguments.time_step, &pool);
         write(&arguments.output, out.map_err(|error| about(&error))?.view(), affine, &pool)?;
         json!({"curvature_flow": {"steps": iterations, "time_step": arguments.time_step}})
     } else {
         let sigma = arguments.gaussian.expect("the group asks for one of the three");
         let zyx_mm = spacing.zyx_mm();
         let sigma_voxel = if arguments.mm { std::array::from_fn(|a| sigma[a] / zyx_mm[a]) } else { sigma };
-        let out = gaussian(real(&volume).view(), sigma_voxel, edge, &pool).map_err(|error| about(&error))?;
+        let mut out = real(&volume);
+        drop(volume);
+        gaussian_in_place(&mut out, sigma_voxel, edge, &pool).map_err(|error| about(&error))?;
         write(&arguments.output, out.view(), affine, &pool)?;
         let sigma_mm: [f64; 3] = std::array::from_fn(|a| sigma_voxel[a] * zyx_mm[a]);
         json!({"gaussian": {"sigma_voxel": sigma_voxel, "sigma_mm": sigma_mm}})

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use scanside::imaging::threshold::{above, between, otsu};
+use scanside::imaging::threshold::{Inside, otsu_in_parts};
+use scanside::nifti::{NiftiSpec, NiftiWriter};
+use scanside::volume::{Rescale, Volume, VoxelType};
 
 use super::open::open_volume;
-use super::values::{about, check_output, pool, real, write};
+use super::values::{about, check_output, pool};
 use super::{Failure, print, print_json};
 
 /// Makes a mask (1 inside, 0 outside) of the values in a range, or of those above Otsu's threshold.
@@ -51,16 +53,29 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let pool = pool(arguments.threads);
     let volume = open_volume(&arguments.input)?;
     let about = about(&arguments.input);
-    let values = real(&volume);
-    let (mask, threshold) = if arguments.otsu {
-        let threshold = otsu(values.view()).map_err(|error| about(&error))?;
-        (above(values.view(), threshold, &pool), Some(threshold))
-    } else {
-        (between(values.view(), lower, upper, &pool), None)
+    let threshold = match arguments.otsu {
+        true => Some(otsu_in_parts(|see| for_each_slice(&volume, see)).map_err(|error| about(&error))?),
+        false => None,
     };
-    let mask = mask.map_err(|error| about(&error))?;
-    write(&arguments.output, mask.view(), volume.affine(), &pool)?;
-    let inside = mask.iter().filter(|v| **v != 0).count();
+    let within = threshold.map_or(Inside::Between(lower, upper), Inside::Above);
+    let spec = NiftiSpec {
+        shape: volume.shape(),
+        volumes: 1,
+        affine: volume.affine(),
+        voxel: VoxelType::U8,
+        rescale: Rescale::IDENTITY,
+        repetition_s: 0.0,
+    };
+    let mut writer = NiftiWriter::create(&arguments.output, &spec, Some(&pool)).map_err(Failure::impossible)?;
+    let (mut inside, mut written) = (0, Ok(()));
+    for_each_slice(&volume, &mut |values| {
+        let mask: Vec<u8> = values.iter().map(|v| u8::from(within.holds(*v))).collect();
+        inside += mask.iter().filter(|v| **v != 0).count();
+        if written.is_ok() {
+            written = writer.write_voxels(&mask);
+        }
+    });
+    written.and_then(|()| writer.finish()).map_err(Failure::impossible)?;
     let volume_ml = inside as f64 * volume.spacing().voxel_mm3() / 1000.0;
     if arguments.json {
         return print_json(&json!({
@@ -70,10 +85,21 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             "upper": arguments.upper,
             "otsu": threshold,
             "voxels": inside,
-            "fraction": inside as f64 / mask.len().max(1) as f64,
+            "fraction": inside as f64 / volume.grid().voxels().max(1) as f64,
             "volume_ml": volume_ml,
         }));
     }
     let found = threshold.map(|t| format!("threshold {t}, ")).unwrap_or_default();
     print(&format!("{found}{inside} voxels inside, {volume_ml:.2} mL\n"))
+}
+
+/// Shows all real values, a slice at a time.
+fn for_each_slice(volume: &Volume, see: &mut dyn FnMut(&[f32])) {
+    let [slices, rows, columns] = volume.shape();
+    let mut slice = vec![0.0; rows * columns];
+    for k in 0..slices {
+        volume.read_slice_f32(k, &mut slice);
+        see(&slice);
+        volume.release(k..k + 1);
+    }
 }

@@ -1,11 +1,12 @@
 //! What the toolbox commands share: real values, masks and labels of a volume, and results with its geometry.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use ndarray::{Array3, ArrayView3};
 
 use scanside::geometry::Affine;
-use scanside::nifti;
+use scanside::nifti::{self, NiftiWriter};
 use scanside::pool::{Pool, THREADS_MAX};
 use scanside::volume::{Rescale, Volume, Voxel, VoxelType};
 use scanside::with_voxel_type;
@@ -37,16 +38,56 @@ pub fn real(volume: &Volume) -> Array3<f32> {
     volume.to_f32(0..volume.shape()[0])
 }
 
-/// 1 where the real value is the label, or is not 0 when none is named.
-pub fn mask(volume: &Volume, label: Option<f64>) -> Array3<u8> {
+/// 1 where the real value is the label, or is not 0 when none is named. NaN is nothing.
+///
+/// # Errors
+/// As [`check_labels`] when the label does not occur.
+pub fn mask(volume: &Volume, path: &Path, label: Option<f64>) -> Result<Array3<u8>, Failure> {
+    if let Some(label) = label {
+        check_labels(volume, path, &[label])?;
+    }
     let rescale = volume.rescale();
-    let inside = |stored: f64| match label {
-        Some(label) => rescale.apply(stored) == label,
-        None => rescale.apply(stored) != 0.0,
-    };
-    with_voxel_type!(volume.voxel_type(), T => {
-        volume.stored::<T>().expect("the type is the volume's").mapv(|v| u8::from(inside(v.to_f64())))
-    })
+    let inside = |value: f64| label.map_or(value != 0.0 && !value.is_nan(), |label| value == label);
+    Ok(with_voxel_type!(volume.voxel_type(), T => {
+        volume.stored::<T>().expect("the type is the volume's").mapv(|v| u8::from(inside(rescale.apply(v.to_f64()))))
+    }))
+}
+
+/// A label that does not occur is a mistake, not an empty mask.
+///
+/// # Errors
+/// [`Failure::Impossible`] for it, and for an image that is no label map.
+pub fn check_labels(volume: &Volume, path: &Path, wanted: &[f64]) -> Result<(), Failure> {
+    /// A label map has few labels; an image has thousands of values.
+    const LABELS_MAX: usize = 4096;
+    let about = about(path);
+    let mut seen = BTreeSet::new();
+    let [slices, rows, columns] = volume.shape();
+    let mut slice = vec![0.0f32; rows * columns];
+    for k in 0..slices {
+        volume.read_slice_f32(k, &mut slice);
+        let mut last = f32::NAN;
+        for v in &slice {
+            if *v != last {
+                last = *v;
+                if v.fract() != 0.0 {
+                    return Err(about(&format!("not a label map: it has the value {v}")));
+                }
+                seen.insert(*v as i64);
+            }
+        }
+        volume.release(k..k + 1);
+        if seen.len() > LABELS_MAX {
+            return Err(about(&format!("not a label map: it has more than {LABELS_MAX} values")));
+        }
+    }
+    match wanted.iter().find(|label| label.fract() != 0.0 || !seen.contains(&(**label as i64))) {
+        Some(label) => {
+            let some: Vec<String> = seen.iter().take(20).map(i64::to_string).collect();
+            Err(about(&format!("label {label} does not occur; it has {}", some.join(", "))))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The labels of a label map.
@@ -85,16 +126,24 @@ pub fn write_labels(path: &Path, labels: &Array3<u32>, affine: Affine, pool: &Po
     }
 }
 
-/// Writes real values as `like` stores its own: integers are rounded to the nearest and kept in range.
-pub fn write_as(path: &Path, values: ArrayView3<f32>, affine: Affine, like: &Volume, pool: &Pool) -> Result<(), Failure> {
-    let rescale = like.rescale();
+/// How real values of `like` are stored: as it stores its own, floats in 32 bits.
+pub fn stored_like(like: &Volume) -> (VoxelType, Rescale) {
     match like.voxel_type() {
-        VoxelType::F32 | VoxelType::F64 => write(path, values, affine, pool),
-        voxel => with_voxel_type!(voxel, T => {
-            let stored = values.mapv(|v| T::from_f64((f64::from(v) - rescale.intercept) / rescale.slope));
-            nifti::write_array(path, stored.view(), affine, rescale, Some(pool)).map_err(Failure::impossible)
-        }),
+        VoxelType::F32 | VoxelType::F64 => (VoxelType::F32, Rescale::IDENTITY),
+        voxel => (voxel, like.rescale()),
     }
+}
+
+/// The next real values of a file; integers are rounded to the nearest and kept in range.
+pub fn write_real(writer: &mut NiftiWriter<'_>, values: &[f32], (voxel, rescale): (VoxelType, Rescale)) -> Result<(), Failure> {
+    let written = match voxel {
+        VoxelType::F32 if rescale == Rescale::IDENTITY => writer.write_voxels(values),
+        voxel => with_voxel_type!(voxel, T => {
+            let stored = |v: &f32| T::from_f64((f64::from(*v) - rescale.intercept) / rescale.slope);
+            writer.write_voxels(&values.iter().map(stored).collect::<Vec<T>>())
+        }),
+    };
+    written.map_err(Failure::impossible)
 }
 
 /// One number for all axes, or three for `z,y,x`.

@@ -2,7 +2,8 @@
 
 use super::picture::{Colour, LABEL_COLOURS, Picture, WHITE, text_height, text_width};
 
-/// Draws values over their number, with axes, the values at its ends, and upright lines at `marks` (numbers).
+/// Draws values over their number, with axes, the values at its ends, and upright lines at `marks` (numbers), where a new
+/// curve begins.
 pub fn curve(title: &str, unit: &str, values: &[f64], marks: &[usize]) -> Picture {
     const PAPER: Colour = [24, 26, 32];
     const LINES: Colour = [90, 94, 104];
@@ -33,7 +34,7 @@ pub fn curve(title: &str, unit: &str, values: &[f64], marks: &[usize]) -> Pictur
         picture.line([x, top], [x, bottom], LINES);
         picture.text(x as i64 - 6, (bottom + 8.0) as i64, 1, WHITE, &mark.to_string());
     }
-    for (n, pair) in values.windows(2).enumerate().filter(|(_, p)| p.iter().all(|v| v.is_finite())) {
+    for (n, pair) in values.windows(2).enumerate().filter(|(n, p)| p.iter().all(|v| v.is_finite()) && !marks.contains(&(n + 1))) {
         let (from, to) = (place(n, pair[0]), place(n + 1, pair[1]));
         picture.line(from, to, LABEL_COLOURS[1]);
         picture.line([from[0], from[1] + 1.0], [to[0], to[1] + 1.0], LABEL_COLOURS[1]);

@@ -3,11 +3,16 @@
 //! Voxels lie at their centres; a place more than half a voxel beyond the outermost centre is outside, and takes the
 //! value asked for. Between the outermost centre and that, the border voxel goes on (as in ITK).
 
+mod orient;
 mod spline;
+
+use std::ops::Range;
 
 use ndarray::{Array3, ArrayView3};
 
-use crate::geometry::{Affine, BadGeometry, Grid, Spacing, dot, norm};
+pub use orient::{Reorientation, orientation};
+
+use crate::geometry::{Affine, BadGeometry, Grid, Spacing, dot};
 use crate::pool::{Fault, Pool, widened};
 use crate::volume::Voxel;
 
@@ -65,97 +70,6 @@ pub fn grid_of_spacing(grid: &Grid, spacing: Spacing) -> Result<Grid, ResampleEr
 fn check_size(shape: [usize; 3]) -> Result<(), ResampleError> {
     let voxels = shape.iter().try_fold(1usize, |n, s| n.checked_mul(*s));
     voxels.filter(|n| *n <= VOXELS_MAX).map(|_| ()).ok_or(ResampleError::TooLarge(shape))
-}
-
-/// Axes permuted and reversed, without touching a value.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Reorientation {
-    /// For each new array axis, which old one.
-    axes: [usize; 3],
-    /// Whether that axis is reversed.
-    reversed: [bool; 3],
-    /// The new grid.
-    pub grid: Grid,
-}
-
-impl Reorientation {
-    /// Towards an orientation such as `LPS` (DICOM's) or `RAS` (NIfTI's): columns (i) run towards the first letter, rows
-    /// (j) towards the second, slices (k) towards the third. Oblique grids stay oblique: each axis takes the letter that
-    /// is nearest.
-    ///
-    /// # Errors
-    /// [`ResampleError::Orientation`].
-    pub fn new(grid: &Grid, code: &str) -> Result<Self, ResampleError> {
-        let wanted = parse_code(code).ok_or_else(|| ResampleError::Orientation(code.into()))?;
-        let directions = [0, 1, 2].map(|axis| {
-            let step = grid.affine.step(axis);
-            step.map(|v| v / norm(step))
-        });
-        // Of the six ways to give axes to letters, the one whose axes lie nearest to their letters' directions.
-        let fit = |order: &[usize; 3]| (0..3).map(|n| directions[order[n]][wanted[n].0].abs()).sum::<f64>();
-        const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
-        let mut order = ORDERS[0];
-        for other in &ORDERS[1..] {
-            if fit(other) > fit(&order) + 1e-9 {
-                order = *other;
-            }
-        }
-        let flips: [bool; 3] = std::array::from_fn(|n| directions[order[n]][wanted[n].0] * wanted[n].1 < 0.0);
-        let count = |axis: usize| grid.shape[2 - axis];
-        let mut corner = [0.0; 3];
-        for n in 0..3 {
-            if flips[n] {
-                corner[order[n]] = count(order[n]).saturating_sub(1) as f64;
-            }
-        }
-        let step = |n: usize| grid.affine.step(order[n]).map(|v| if flips[n] { -v } else { v });
-        let affine = Affine::new(step(0), step(1), step(2), grid.affine.to_lps(corner))?;
-        // Array axes count the other way than i, j, k.
-        let axes = [2 - order[2], 2 - order[1], 2 - order[0]];
-        let grid = Grid { shape: axes.map(|a| grid.shape[a]), affine };
-        Ok(Self { axes, reversed: [flips[2], flips[1], flips[0]], grid })
-    }
-
-    /// The values in their new order.
-    pub fn apply<T: Copy>(&self, values: ArrayView3<T>) -> Array3<T> {
-        let mut view = values.permuted_axes(self.axes);
-        for (axis, reversed) in self.reversed.into_iter().enumerate() {
-            if reversed {
-                view.invert_axis(ndarray::Axis(axis));
-            }
-        }
-        view.as_standard_layout().into_owned()
-    }
-}
-
-/// For i, j, k: which LPS component, and its sign.
-fn parse_code(code: &str) -> Option<[(usize, f64); 3]> {
-    let letter = |c: char| {
-        Some(match c.to_ascii_uppercase() {
-            'L' => (0, 1.0),
-            'R' => (0, -1.0),
-            'P' => (1, 1.0),
-            'A' => (1, -1.0),
-            'S' => (2, 1.0),
-            'I' => (2, -1.0),
-            _ => return None,
-        })
-    };
-    let letters: Vec<(usize, f64)> = code.chars().map(letter).collect::<Option<_>>()?;
-    let letters: [(usize, f64); 3] = letters.try_into().ok()?;
-    let different = letters[0].0 != letters[1].0 && letters[1].0 != letters[2].0 && letters[0].0 != letters[2].0;
-    different.then_some(letters)
-}
-
-/// The orientation code of a grid: towards what columns, rows and slices run, to the nearest axis.
-pub fn orientation(affine: &Affine) -> String {
-    (0..3)
-        .map(|axis| {
-            let step = affine.step(axis);
-            let largest = (0..3).max_by(|a, b| step[*a].abs().total_cmp(&step[*b].abs())).unwrap_or(0);
-            [["L", "R"], ["P", "A"], ["S", "I"]][largest][usize::from(step[largest] < 0.0)]
-        })
-        .collect()
 }
 
 /// From voxels of the new grid to voxels of the old: `(i, j, k)` to `(i, j, k)`.
@@ -234,10 +148,6 @@ impl Mapping {
     }
 }
 
-fn check_target(to: &Grid) -> Result<(), ResampleError> {
-    check_size(to.shape)
-}
-
 /// Labels, or any stored values, on another grid: each voxel takes the nearest old one's value, unchanged.
 ///
 /// # Errors
@@ -249,16 +159,31 @@ pub fn resample_nearest<T: Voxel>(
     outside: T,
     pool: &Pool,
 ) -> Result<Array3<T>, ResampleError> {
-    check_target(to)?;
+    nearest_slab(values, from, to, 0..to.shape[0], outside, pool)
+}
+
+/// As [`resample_nearest`], some slices of the new grid only.
+///
+/// # Errors
+/// [`ResampleError::TooLarge`].
+pub fn nearest_slab<T: Voxel>(
+    values: ArrayView3<T>,
+    from: &Affine,
+    to: &Grid,
+    slices: Range<usize>,
+    outside: T,
+    pool: &Pool,
+) -> Result<Array3<T>, ResampleError> {
+    check_size(to.shape)?;
     let mapping = Mapping::new(from, values.dim(), &to.affine);
     let values = values.as_standard_layout();
     let voxels = values.as_slice().expect("standard layout");
     let [columns, rows, _] = mapping.size;
-    let mut out = Array3::from_elem(to.shape, outside);
     let [_, new_rows, new_columns] = to.shape;
+    let mut out = Array3::from_elem([slices.len(), new_rows, new_columns], outside);
     pool.for_each_chunk(out.as_slice_mut().expect("made here"), new_rows * new_columns, |k, slice| {
         for (j, out) in slice.chunks_exact_mut(new_columns.max(1)).enumerate() {
-            let start = mapping.row_start(j, k);
+            let start = mapping.row_start(j, slices.start + k);
             for i in mapping.columns_inside(start, new_columns) {
                 let at = mapping.along(start, i);
                 let [x, y, z] = std::array::from_fn(|r| nearest(at[r], mapping.size[r]));
@@ -292,52 +217,107 @@ pub fn resample(
     if interpolation == Interpolation::Nearest || values.is_empty() {
         return resample_nearest(values, from, to, outside, pool);
     }
-    check_target(to)?;
-    let mapping = Mapping::new(from, values.dim(), &to.affine);
-    let cubic = interpolation == Interpolation::Cubic;
-    let values = match cubic {
-        true => spline::coefficients(values, pool)?,
-        false => values.as_standard_layout().into_owned(),
-    };
-    let source = Source { voxels: values.as_slice().expect("standard layout"), size: mapping.size };
-    let mut out = Array3::from_elem(to.shape, outside);
-    let [_, new_rows, new_columns] = to.shape;
-    let aligned = mapping.aligned();
-    pool.for_each_chunk(out.as_slice_mut().expect("made here"), new_rows * new_columns, |k, slice| {
-        let mut line = vec![0.0; mapping.size[0]];
-        let columns_start = mapping.row_start(0, k);
-        // In aligned grids every row meets the same old columns.
-        let columns: Vec<Taps> = match aligned {
-            true => (0..new_columns)
-                .map(|i| Taps::new(mapping.along(columns_start, i)[0], mapping.size[0], cubic))
-                .collect(),
-            false => Vec::new(),
-        };
-        for (j, out) in slice.chunks_exact_mut(new_columns.max(1)).enumerate() {
-            let start = mapping.row_start(j, k);
-            let range = mapping.columns_inside(start, new_columns);
-            if range.is_empty() {
-                continue;
-            }
-            if aligned {
-                let same = start[0] == columns_start[0];
-                let (y, z) = (Taps::new(start[1], source.size[1], cubic), Taps::new(start[2], source.size[2], cubic));
-                source.blend_rows(&y, &z, cubic, &mut line);
-                for i in range {
-                    let x =
-                        if same { columns[i] } else { Taps::new(mapping.along(start, i)[0], source.size[0], cubic) };
-                    out[i] = x.of(&line, cubic);
-                }
-            } else {
-                for i in range {
-                    let at = mapping.along(start, i);
-                    let [x, y, z] = std::array::from_fn(|r| Taps::new(at[r], source.size[r], cubic));
-                    out[i] = source.at(&x, &y, &z, cubic);
+    let (slices, rows, columns) = values.dim();
+    let grid = Grid { shape: [slices, rows, columns], affine: *from };
+    if interpolation == Interpolation::Cubic {
+        let coefficients = spline::coefficients(values, pool)?;
+        return Slabs { cubic: true, ..Slabs::new(&grid, to, outside)? }.slab(coefficients.view(), 0, 0..to.shape[0], pool);
+    }
+    Slabs::new(&grid, to, outside)?.slab(values, 0, 0..to.shape[0], pool)
+}
+
+/// A linear resampling some slices at a time: neither grid is ever in memory as a whole.
+pub struct Slabs {
+    mapping: Mapping,
+    to: Grid,
+    outside: f32,
+    cubic: bool,
+}
+
+impl Slabs {
+    /// From one grid to another.
+    ///
+    /// # Errors
+    /// [`ResampleError::TooLarge`].
+    pub fn new(from: &Grid, to: &Grid, outside: f32) -> Result<Self, ResampleError> {
+        check_size(to.shape)?;
+        let [z, y, x] = from.shape;
+        Ok(Self { mapping: Mapping::new(&from.affine, (z, y, x), &to.affine), to: *to, outside, cubic: false })
+    }
+
+    /// Old slices that have a part in these new ones; none where they lie outside.
+    pub fn needs(&self, new: &Range<usize>) -> Range<usize> {
+        let [_, rows, columns] = self.to.shape;
+        if new.is_empty() || rows == 0 || columns == 0 {
+            return 0..0;
+        }
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for k in [new.start, new.end - 1] {
+            for j in [0, rows - 1] {
+                for i in [0, columns - 1] {
+                    let at = self.mapping.along(self.mapping.row_start(j, k), i)[2];
+                    (low, high) = (low.min(at), high.max(at));
                 }
             }
         }
-    })?;
-    Ok(out)
+        let size = self.mapping.size[2];
+        let clamped = |at: f64| at.clamp(0.0, size as f64) as usize;
+        // Border voxels go on for half a voxel, so that the outermost slice may be needed from beyond it.
+        let range = clamped((low - HAIR).floor()).min(size.saturating_sub(1))..clamped((high + HAIR).floor() + 2.0);
+        if high < -0.5 - HAIR || low > size as f64 - 0.5 { 0..0 } else { range.start..range.end.max(range.start + 1) }
+    }
+
+    /// The new slices; `old` holds the old ones from `first` on, at least those they need.
+    ///
+    /// # Errors
+    /// A task's panic.
+    pub fn slab(&self, old: ArrayView3<f32>, first: usize, new: Range<usize>, pool: &Pool) -> Result<Array3<f32>, ResampleError> {
+        let (mapping, cubic) = (&self.mapping, self.cubic);
+        let [_, new_rows, new_columns] = self.to.shape;
+        let mut out = Array3::from_elem([new.len(), new_rows, new_columns], self.outside);
+        if old.is_empty() {
+            return Ok(out);
+        }
+        let values = old.as_standard_layout();
+        let source = Source { voxels: values.as_slice().expect("standard layout"), size: mapping.size, first };
+        let aligned = mapping.aligned();
+        pool.for_each_chunk(out.as_slice_mut().expect("made here"), new_rows * new_columns, |n, slice| {
+            let k = new.start + n;
+            let mut line = vec![0.0; mapping.size[0]];
+            let columns_start = mapping.row_start(0, k);
+            // In aligned grids every row meets the same old columns.
+            let columns: Vec<Taps> = match aligned {
+                true => (0..new_columns)
+                    .map(|i| Taps::new(mapping.along(columns_start, i)[0], mapping.size[0], cubic))
+                    .collect(),
+                false => Vec::new(),
+            };
+            for (j, out) in slice.chunks_exact_mut(new_columns.max(1)).enumerate() {
+                let start = mapping.row_start(j, k);
+                let range = mapping.columns_inside(start, new_columns);
+                if range.is_empty() {
+                    continue;
+                }
+                if aligned {
+                    let same = start[0] == columns_start[0];
+                    let (y, z) = (Taps::new(start[1], source.size[1], cubic), Taps::new(start[2], source.size[2], cubic));
+                    source.blend_rows(&y, &z, cubic, &mut line);
+                    for i in range {
+                        let x =
+                            if same { columns[i] } else { Taps::new(mapping.along(start, i)[0], source.size[0], cubic) };
+                        out[i] = x.of(&line, cubic);
+                    }
+                } else {
+                    for i in range {
+                        let at = mapping.along(start, i);
+                        let [x, y, z] = std::array::from_fn(|r| Taps::new(at[r], source.size[r], cubic));
+                        out[i] = source.at(&x, &y, &z, cubic);
+                    }
+                }
+            }
+        })?;
+        Ok(out)
+    }
 }
 
 /// The voxels along one axis that have a part in a place, and their parts.
@@ -382,14 +362,16 @@ impl Taps {
 
 struct Source<'a> {
     voxels: &'a [f32],
-    /// Columns, rows, slices.
+    /// Columns, rows, slices of the whole volume.
     size: [usize; 3],
+    /// The first slice that is here.
+    first: usize,
 }
 
 impl Source<'_> {
     fn row(&self, j: u32, k: u32) -> &[f32] {
         let [columns, rows, _] = self.size;
-        &self.voxels[(k as usize * rows + j as usize) * columns..][..columns]
+        &self.voxels[((k as usize - self.first) * rows + j as usize) * columns..][..columns]
     }
 
     fn at(&self, x: &Taps, y: &Taps, z: &Taps, cubic: bool) -> f32 {

@@ -2,8 +2,6 @@
 
 use ndarray::{Array3, ArrayView3};
 
-use crate::pool::{Fault, Pool};
-
 /// Bins of the histogram of an image with fractions, as scikit-image's.
 pub const BINS: usize = 256;
 
@@ -22,38 +20,30 @@ pub enum ThresholdError {
     /// Infinite voxels have no place in a histogram.
     #[error("{0} voxels are infinite: replace them first")]
     Infinite(usize),
-    /// A task panicked.
-    #[error(transparent)]
-    Fault(#[from] Fault),
 }
 
-/// 1 where `lower <= value <= upper`, 0 elsewhere and where the value is NaN.
-///
-/// # Errors
-/// A task's panic.
-pub fn between(values: ArrayView3<f32>, lower: f32, upper: f32, pool: &Pool) -> Result<Array3<u8>, Fault> {
-    mask(values, |v| v >= lower && v <= upper, pool)
+/// Which values are inside a mask; NaN never is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Inside {
+    /// From the first to the second, both included.
+    Between(f32, f32),
+    /// Greater than this.
+    Above(f64),
 }
 
-/// 1 where `value > threshold`, 0 elsewhere and where the value is NaN.
-///
-/// # Errors
-/// A task's panic.
-pub fn above(values: ArrayView3<f32>, threshold: f64, pool: &Pool) -> Result<Array3<u8>, Fault> {
-    mask(values, |v| f64::from(v) > threshold, pool)
-}
-
-fn mask(values: ArrayView3<f32>, inside: impl Fn(f32) -> bool + Sync, pool: &Pool) -> Result<Array3<u8>, Fault> {
-    let mut out = Array3::zeros(values.dim());
-    let values = values.as_standard_layout();
-    let from = values.as_slice().expect("standard layout");
-    let chunk = 1 << 16;
-    pool.for_each_chunk(out.as_slice_mut().expect("made here"), chunk, |n, out| {
-        for (o, v) in out.iter_mut().zip(&from[n * chunk..]) {
-            *o = u8::from(inside(*v));
+impl Inside {
+    /// Whether a value is inside.
+    pub fn holds(self, value: f32) -> bool {
+        match self {
+            Self::Between(lower, upper) => value >= lower && value <= upper,
+            Self::Above(threshold) => f64::from(value) > threshold,
         }
-    })?;
-    Ok(out)
+    }
+
+    /// 1 where the value is inside, 0 elsewhere.
+    pub fn mask(self, values: ArrayView3<f32>) -> Array3<u8> {
+        values.mapv(|v| u8::from(self.holds(v)))
+    }
 }
 
 /// The threshold that best separates two classes (Otsu 1979): values above it are the brighter class.
@@ -64,13 +54,25 @@ fn mask(values: ArrayView3<f32>, inside: impl Fn(f32) -> bool + Sync, pool: &Poo
 /// # Errors
 /// [`ThresholdError`] for an image of one value, of none, or with infinities.
 pub fn otsu(values: ArrayView3<f32>) -> Result<f64, ThresholdError> {
+    let values = values.as_standard_layout();
+    otsu_in_parts(|see| see(values.as_slice().expect("standard layout")))
+}
+
+/// As [`otsu`], of an image that is never in memory as a whole: `pass` shows all its values, in parts, and is called
+/// twice.
+///
+/// # Errors
+/// As [`otsu`].
+pub fn otsu_in_parts(mut pass: impl FnMut(&mut dyn FnMut(&[f32]))) -> Result<f64, ThresholdError> {
     let (mut low, mut high, mut whole, mut infinite) = (f32::INFINITY, f32::NEG_INFINITY, true, 0);
-    for v in values.iter().filter(|v| !v.is_nan()) {
-        low = low.min(*v);
-        high = high.max(*v);
-        whole &= v.fract() == 0.0;
-        infinite += usize::from(v.is_infinite());
-    }
+    pass(&mut |values| {
+        for v in values.iter().filter(|v| !v.is_nan()) {
+            low = low.min(*v);
+            high = high.max(*v);
+            whole &= v.fract() == 0.0;
+            infinite += usize::from(v.is_infinite());
+        }
+    });
     if infinite > 0 {
         return Err(ThresholdError::Infinite(infinite));
     }
@@ -85,9 +87,11 @@ pub fn otsu(values: ArrayView3<f32>) -> Result<f64, ThresholdError> {
     let bins = if whole { (high - low) as usize + 1 } else { BINS };
     let per_value = if whole { 1.0 } else { BINS as f64 / (high - low) };
     let mut counts = vec![0u64; bins];
-    for v in values.iter().filter(|v| !v.is_nan()) {
-        counts[(((f64::from(*v) - low) * per_value) as usize).min(bins - 1)] += 1;
-    }
+    pass(&mut |values| {
+        for v in values.iter().filter(|v| !v.is_nan()) {
+            counts[(((f64::from(*v) - low) * per_value) as usize).min(bins - 1)] += 1;
+        }
+    });
     let centre = |n: usize| if whole { low + n as f64 } else { low + (n as f64 + 0.5) / per_value };
 
     let total: u64 = counts.iter().sum();
@@ -126,10 +130,9 @@ mod tests {
 
     #[test]
     fn ranges_are_inclusive_and_nan_is_outside() {
-        let pool = Pool::new(2);
         let values = Array3::from_shape_vec((1, 1, 5), vec![0.9, 1.0, 2.0, 2.1, f32::NAN]).unwrap();
-        assert_eq!(between(values.view(), 1.0, 2.0, &pool).unwrap().into_raw_vec_and_offset().0, [0, 1, 1, 0, 0]);
-        assert_eq!(above(values.view(), 1.0, &pool).unwrap().into_raw_vec_and_offset().0, [0, 0, 1, 1, 0]);
+        assert_eq!(Inside::Between(1.0, 2.0).mask(values.view()).into_raw_vec_and_offset().0, [0, 1, 1, 0, 0]);
+        assert_eq!(Inside::Above(1.0).mask(values.view()).into_raw_vec_and_offset().0, [0, 0, 1, 1, 0]);
     }
 
     #[test]

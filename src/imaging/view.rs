@@ -4,6 +4,8 @@
 //! on the left of the picture; sagittal cuts are seen from the patient's left, the face to the left. The letters at the
 //! edges are computed from the affine, never assumed.
 
+use std::collections::BTreeSet;
+
 use ndarray::Array2;
 
 use super::picture::{Colour, LABEL_COLOURS, Picture, SIDE_MAX};
@@ -217,8 +219,8 @@ impl Cut {
         picture
     }
 
-    /// Draws the outlines of labels, wherever in space their volume is.
-    pub fn outline_labels(&self, picture: &mut Picture, labels: &Labels, pixel_mm: f64) {
+    /// Draws the outlines of labels, wherever in space their volume is, and adds them to those `drawn`.
+    pub fn outline_labels(&self, picture: &mut Picture, labels: &Labels, pixel_mm: f64, drawn: &mut BTreeSet<i32>) {
         let [width, height] = self.pixels(pixel_mm);
         let at = |x: usize, y: usize| {
             let [u, v] = self.place(x, y, pixel_mm);
@@ -232,6 +234,7 @@ impl Cut {
             };
             if other(-1, 0) || other(1, 0) || other(0, -1) || other(0, 1) {
                 picture.set(x as i64, y as i64, label_colour(*label));
+                drawn.insert(*label);
             }
         }
     }
@@ -253,6 +256,20 @@ impl Labels {
     pub fn new(volume: &Volume) -> Option<Self> {
         let values = volume.to_f32(0..volume.shape()[0]);
         values.iter().all(|v| v.fract() == 0.0).then_some(Self { grid: volume.grid(), values })
+    }
+
+    /// The place where the slice, the row and the column with most labelled voxels meet: cuts through it show the labels.
+    /// None when there are none.
+    pub fn fullest_lps_mm(&self) -> Option<[f64; 3]> {
+        let mut counts = self.grid.shape.map(|n| vec![0u32; n]);
+        for ((k, j, i), _) in self.values.indexed_iter().filter(|(_, v)| **v != 0.0) {
+            for (count, at) in counts.iter_mut().zip([k, j, i]) {
+                count[at] += 1;
+            }
+        }
+        let fullest = |n: usize| counts[n].iter().enumerate().rev().max_by_key(|(_, count)| **count).filter(|(_, count)| **count > 0);
+        let [k, j, i] = [fullest(0)?.0, fullest(1)?.0, fullest(2)?.0].map(|at| at as f64);
+        Some(self.grid.affine.kji_to_lps([k, j, i]))
     }
 
     /// The label at a place, 0 outside.
@@ -352,7 +369,11 @@ mod tests {
         let mut values = cut.read(&image);
         values[[0, 0]] = f32::NAN;
         let mut picture = cut.grey(&values, [0.0, 1.0], 1.0);
-        cut.outline_labels(&mut picture, &labels, 1.0);
+        let mut drawn = BTreeSet::new();
+        cut.outline_labels(&mut picture, &labels, 1.0, &mut drawn);
+        assert_eq!(drawn, BTreeSet::from([1]));
+        let fullest = labels.fullest_lps_mm().expect("there is a label");
+        assert!(norm(crate::geometry::sub(fullest, [30.0, 10.0, 10.0])) < 1.5, "{fullest:?}");
         assert_eq!(picture.pixel(32, 10), label_colour(1));
         assert_eq!(picture.pixel(30, 10), [0; 3], "only the outline");
         assert_eq!(picture.pixel(0, 0), [110, 0, 110]);

@@ -111,7 +111,7 @@ fn a_series_is_read_by_volumes_and_by_ranges_in_any_order() {
         let voxels: Vec<f32> = (0..120).map(|v| v as f32).collect();
         writer.write_voxels(&voxels).expect("it goes on");
         writer.finish().expect("it ends");
-        assert!(matches!(read(&path), Err(NiftiError::Series { volumes: 5, .. })));
+        assert!(matches!(read(&path), Err(ImageFileError::Series { volumes: 5, .. })));
         let mut reader = NiftiReader::open(&path).expect("it opens");
         assert_eq!((reader.header().volumes(), reader.header().repetition_s()), (5, Some(2.5)));
         let mut some = [0.0; 3];
@@ -153,7 +153,7 @@ fn headers_that_lie_are_refused_with_the_field() {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).expect("it is written");
         match read(&path) {
-            Err(NiftiError::Header { field, .. }) => field,
+            Err(ImageFileError::Header { field, .. }) => field,
             other => panic!("{name}: {other:?}"),
         }
     };

@@ -8,7 +8,7 @@ use ndarray::ArrayView3;
 
 use super::deflate::GzipWriter;
 use super::header::quaternion_of;
-use super::{NiftiError, code_of};
+use super::{ImageFileError, code_of};
 use crate::geometry::{Affine, norm};
 use crate::pool::Pool;
 use crate::volume::{Rescale, Volume, Voxel, VoxelType};
@@ -65,13 +65,13 @@ impl<'p> NiftiWriter<'p> {
     /// Begins a file. A `.nii.gz` is packed on the pool, if there is one; its bytes do not depend on that.
     ///
     /// # Errors
-    /// [`NiftiError::Io`].
-    pub fn create(path: &Path, spec: &NiftiSpec, pool: Option<&'p Pool>) -> Result<Self, NiftiError> {
+    /// [`ImageFileError::Io`].
+    pub fn create(path: &Path, spec: &NiftiSpec, pool: Option<&'p Pool>) -> Result<Self, ImageFileError> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         let gzip = name.to_string_lossy().ends_with(".gz");
         name.push(format!(".{}.partial", std::process::id()));
         let partial = path.with_file_name(name);
-        let io = |source| NiftiError::Io { doing: "write", path: path.to_owned(), source };
+        let io = |source| ImageFileError::Io { doing: "write", path: path.to_owned(), source };
         let file = File::create(&partial).map_err(io)?;
         let buffered = BufWriter::with_capacity(BUFFER_BYTES, file);
         let mut out = match gzip {
@@ -96,21 +96,21 @@ impl<'p> NiftiWriter<'p> {
     /// The next voxels, stored values in little-endian bytes.
     ///
     /// # Errors
-    /// [`NiftiError::Io`].
-    pub fn write_stored(&mut self, bytes: &[u8]) -> Result<(), NiftiError> {
+    /// [`ImageFileError::Io`].
+    pub fn write_stored(&mut self, bytes: &[u8]) -> Result<(), ImageFileError> {
         self.written += bytes.len() as u64;
         let out = self.out.as_mut().expect("only `finish` takes it").as_write();
-        out.write_all(bytes).map_err(|source| NiftiError::Io { doing: "write", path: self.path.clone(), source })
+        out.write_all(bytes).map_err(|source| ImageFileError::Io { doing: "write", path: self.path.clone(), source })
     }
 
     /// The next voxels.
     ///
     /// # Errors
-    /// [`NiftiError::Io`].
+    /// [`ImageFileError::Io`].
     ///
     /// # Panics
     /// When `T` is not the type of the file.
-    pub fn write_voxels<T: Voxel>(&mut self, voxels: &[T]) -> Result<(), NiftiError> {
+    pub fn write_voxels<T: Voxel>(&mut self, voxels: &[T]) -> Result<(), ImageFileError> {
         assert_eq!(T::TYPE, self.voxel);
         self.write_stored(crate::volume::bytes_of_voxels(voxels))
     }
@@ -118,8 +118,8 @@ impl<'p> NiftiWriter<'p> {
     /// Ends the file and gives it its name.
     ///
     /// # Errors
-    /// [`NiftiError::Io`], also when fewer or more voxels were written than announced.
-    pub fn finish(mut self) -> Result<(), NiftiError> {
+    /// [`ImageFileError::Io`], also when fewer or more voxels were written than announced.
+    pub fn finish(mut self) -> Result<(), ImageFileError> {
         let done = match self.out.take().expect("`finish` takes it once") {
             _ if self.written != self.expected => {
                 let text = format!("{} bytes of voxels instead of {}", self.written, self.expected);
@@ -129,7 +129,7 @@ impl<'p> NiftiWriter<'p> {
             Out::Gzip(out) => out.finish().and_then(|mut out| out.flush()),
         };
         done.and_then(|()| std::fs::rename(&self.partial, &self.path))
-            .map_err(|source| NiftiError::Io { doing: "write", path: self.path.clone(), source })
+            .map_err(|source| ImageFileError::Io { doing: "write", path: self.path.clone(), source })
     }
 }
 
@@ -143,8 +143,8 @@ impl Drop for NiftiWriter<'_> {
 /// Writes a volume, slice by slice: `.nii`, or `.nii.gz` by the name.
 ///
 /// # Errors
-/// [`NiftiError::Io`].
-pub fn write(path: &Path, volume: &Volume, pool: Option<&Pool>) -> Result<(), NiftiError> {
+/// [`ImageFileError::Io`].
+pub fn write(path: &Path, volume: &Volume, pool: Option<&Pool>) -> Result<(), ImageFileError> {
     let spec = NiftiSpec {
         shape: volume.shape(),
         volumes: 1,
@@ -159,7 +159,7 @@ pub fn write(path: &Path, volume: &Volume, pool: Option<&Pool>) -> Result<(), Ni
 }
 
 /// Appends all slices of a volume.
-fn write_slices(writer: &mut NiftiWriter<'_>, volume: &Volume) -> Result<(), NiftiError> {
+fn write_slices(writer: &mut NiftiWriter<'_>, volume: &Volume) -> Result<(), ImageFileError> {
     with_voxel_type!(volume.voxel_type(), T => {
         for k in 0..volume.shape()[0] {
             let slice = volume.stored_slice::<T>(k).expect("the type is the volume's");
@@ -174,11 +174,11 @@ impl NiftiWriter<'_> {
     /// The next volume, slice by slice.
     ///
     /// # Errors
-    /// [`NiftiError::Io`].
+    /// [`ImageFileError::Io`].
     ///
     /// # Panics
     /// When its voxels are not of the file's type.
-    pub fn write_volume(&mut self, volume: &Volume) -> Result<(), NiftiError> {
+    pub fn write_volume(&mut self, volume: &Volume) -> Result<(), ImageFileError> {
         write_slices(self, volume)
     }
 }
@@ -186,14 +186,14 @@ impl NiftiWriter<'_> {
 /// Writes an array `[k, j, i]`: `.nii`, or `.nii.gz` by the name.
 ///
 /// # Errors
-/// [`NiftiError::Io`].
+/// [`ImageFileError::Io`].
 pub fn write_array<T: Voxel>(
     path: &Path,
     voxels: ArrayView3<'_, T>,
     affine: Affine,
     rescale: Rescale,
     pool: Option<&Pool>,
-) -> Result<(), NiftiError> {
+) -> Result<(), ImageFileError> {
     let (z, y, x) = voxels.dim();
     let spec = NiftiSpec { shape: [z, y, x], volumes: 1, affine, voxel: T::TYPE, rescale, repetition_s: 0.0 };
     let mut writer = NiftiWriter::create(path, &spec, pool)?;

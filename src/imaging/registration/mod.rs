@@ -8,13 +8,11 @@ mod linear;
 mod metric;
 mod optimise;
 mod pyramid;
-mod resample;
 mod samples;
 mod transform;
 
 pub use metric::{BINS_MAX, Metric};
 pub use optimise::{Optimiser, Progress, Stop};
-pub use resample::{Interpolation, resample};
 pub use samples::Sampling;
 pub use transform::{BadTransform, Kind, Transform};
 

@@ -1,7 +1,8 @@
 use ndarray::Array3;
 
 use super::*;
-use crate::geometry::{Spacing, norm};
+use crate::geometry::{Grid, Spacing, norm};
+use crate::imaging::resample::{Interpolation, resample};
 
 /// A head of ellipsoids with soft edges, in patient space; values of two contrasts.
 fn phantom(p: [f64; 3], contrast: usize) -> f32 {
@@ -23,11 +24,11 @@ fn phantom(p: [f64; 3], contrast: usize) -> f32 {
     PARTS.iter().map(part).sum::<f64>() as f32
 }
 
-fn grid(shape: [usize; 3], spacing: [f64; 3]) -> crate::geometry::Grid {
+fn grid(shape: [usize; 3], spacing: [f64; 3]) -> Grid {
     let spacing = Spacing::new(spacing).unwrap();
     let s = spacing.zyx_mm();
     let origin = [2, 1, 0].map(|c| -s[c] * (shape[c] - 1) as f64 / 2.0);
-    crate::geometry::Grid { shape, affine: Affine::axial(spacing, origin) }
+    Grid { shape, affine: Affine::axial(spacing, origin) }
 }
 
 fn image_of(grid: crate::geometry::Grid, f: impl Fn([f64; 3]) -> f32) -> Array3<f32> {
@@ -231,9 +232,10 @@ fn transforms_survive_itk_files_and_others_are_refused() {
 fn resampling_through_the_transform_brings_the_moving_image_onto_the_fixed_one() {
     let images = pair(&truth(), [0, 0]);
     let (nz, ny, nx) = images[0].0.dim();
-    let onto = crate::geometry::Grid { shape: [nz, ny, nx], affine: images[0].1 };
+    let onto = Grid { shape: [nz, ny, nx], affine: images[0].1 };
     let error = |interpolation, transform: &Transform| {
-        let out = resample(images[1].0.view(), images[1].1, onto, transform, interpolation, 0.0, &Pool::new(2)).unwrap();
+        let carried = Grid { affine: transform.carry(&onto.affine).unwrap(), ..onto };
+        let out = resample(images[1].0.view(), &images[1].1, &carried, interpolation, 0.0, &Pool::new(2)).unwrap();
         let inner = ndarray::s![6..22, 12..44, 12..48];
         let difference = &out.slice(inner) - &images[0].0.slice(inner);
         f64::from(difference.mapv(f32::abs).mean().unwrap())

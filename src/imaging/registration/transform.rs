@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use super::linear::{Matrix, identity, multiply, times};
-use crate::geometry::{dot, norm};
+use crate::geometry::{Affine, BadGeometry, dot, norm};
 
 /// How a moving image may differ from the fixed one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +170,16 @@ impl Transform {
         let turned = times(&self.matrix(), crate::geometry::sub(lps_mm, c));
         let t = self.shift_mm();
         std::array::from_fn(|r| turned[r] + c[r] + t[r])
+    }
+
+    /// A grid's affine with the transform after it: resampled there, a moving image lies on the fixed grid.
+    ///
+    /// # Errors
+    /// [`BadGeometry::Affine`] when the transform flattens space.
+    pub fn carry(&self, fixed: &Affine) -> Result<Affine, BadGeometry> {
+        let matrix = self.matrix();
+        let [i, j, k] = [0, 1, 2].map(|axis| times(&matrix, fixed.step(axis)));
+        Affine::new(i, j, k, self.apply(fixed.origin()))
     }
 
     /// How `M` changes with each parameter; the shift changes with its own.
