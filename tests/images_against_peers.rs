@@ -2,64 +2,18 @@
 //!
 //! Runs where `SCANSIDE_PYTHON` names a Python that has them (`.ci/run` makes one).
 
+#[path = "support/peers.rs"]
+mod peers;
+
 use std::path::Path;
-use std::process::Command;
+
+use peers::python;
 
 use scanside::dicom::build::{SeriesTemplate, SliceTemplate};
 use scanside::dicom::{Codec, TransferSyntax, decodable_transfer_syntaxes};
 use scanside::geometry::Plane;
 use scanside::study::{Modality, Uid};
 use scanside::volume::{Rescale, VoxelType};
-
-const SCANSIDE: &str = env!("CARGO_BIN_EXE_scanside");
-
-/// Runs a script with the program, a folder and its own arguments; false when there is no Python to run it.
-fn python(script: &str, folder: &Path) -> bool {
-    let Some(python) = std::env::var_os("SCANSIDE_PYTHON") else {
-        println!("skipped: SCANSIDE_PYTHON names no Python with pydicom, SimpleITK and nibabel");
-        return false;
-    };
-    let imports = Command::new(&python).args(["-c", "import pydicom, SimpleITK, nibabel, numpy"]).output();
-    if !imports.is_ok_and(|output| output.status.success()) {
-        println!("skipped: pydicom, SimpleITK or nibabel is not installed");
-        return false;
-    }
-    let output = Command::new(&python)
-        .args(["-c", &format!("{PRELUDE}\n{script}"), SCANSIDE])
-        .arg(folder)
-        .output()
-        .expect("Python starts");
-    let text = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
-    assert!(output.status.success(), "{}\n{}", text[0], text[1]);
-    println!("{}", text[0]);
-    true
-}
-
-const PRELUDE: &str = r#"
-import glob, json, os, subprocess, sys, warnings
-import nibabel, numpy, pydicom, SimpleITK
-warnings.simplefilter("ignore")
-SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-program, folder = sys.argv[1:3]
-
-def convert(source, name, *more):
-    target = os.path.join(folder, name)
-    if os.path.exists(target): os.remove(target)
-    done = subprocess.run([program, "convert", source, target, *more], capture_output=True, text=True)
-    return (target if done.returncode == 0 else None), done
-
-def voxels(path):
-    image = nibabel.load(path)
-    data = image.get_fdata()
-    return image, numpy.transpose(data, tuple(range(data.ndim))[::-1])
-
-def same_places(image, itk, tolerance=1e-4):
-    size = itk.GetSize()
-    for corner in [(0, 0, 0), (size[0] - 1, 0, 0), (0, size[1] - 1, 0), (0, 0, size[2] - 1), tuple(n - 1 for n in size)]:
-        theirs = numpy.array(itk.TransformIndexToPhysicalPoint(corner))
-        ours = (image.affine @ [*corner, 1])[:3] * [-1, -1, 1]
-        assert numpy.abs(theirs - ours).max() < tolerance, (corner, theirs, ours)
-"#;
 
 #[test]
 fn odd_dicom_files_get_their_pixels_or_a_sentence() {
@@ -263,6 +217,61 @@ for source in sorted(glob.glob(folder + "/single-*") + glob.glob(folder + "/enha
         checked += 1
 print(checked, "conversions")
 assert checked == 2 * 2 * 6 * 5
+"#,
+        folder.path(),
+    );
+}
+
+#[test]
+fn converted_series_are_what_dcm2niix_makes_of_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (s, c) = 0.4f64.sin_cos();
+    let hounsfield: fn(usize) -> Rescale = |_| Rescale { slope: 1.0, intercept: -1024.0 };
+    let halves: fn(usize) -> Rescale = |_| Rescale { slope: 0.5, intercept: 3.0 };
+    let axial = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0];
+    let oblique = [c, s, 0.0, -s * 0.6, c * 0.6, -0.8];
+    let normal = [-s * 0.8, c * 0.8, 0.6].map(|x| 3.3 * x);
+    let stack = |orientation, step, voxel, bits, rescale| Stack { orientation, step, voxel, bits, rescale };
+    for (name, stack) in [
+        ("axial", stack(axial, [0.0, 0.0, 2.5], VoxelType::I16, 16, hounsfield)),
+        ("unsigned", stack(axial, [0.0, 0.0, 2.5], VoxelType::U16, 12, hounsfield)),
+        ("reversed", stack(axial, [0.0, 0.0, -2.5], VoxelType::I16, 16, hounsfield)),
+        ("coronal", stack([1.0, 0.0, 0.0, 0.0, 0.0, -1.0], [0.0, 1.25, 0.0], VoxelType::I16, 16, halves)),
+        ("sagittal", stack([0.0, 1.0, 0.0, 0.0, 0.0, -1.0], [1.25, 0.0, 0.0], VoxelType::I16, 16, hounsfield)),
+        ("oblique", stack(oblique, normal, VoxelType::I16, 16, halves)),
+    ] {
+        write_stack(&folder.path().join(format!("series-{name}")), &stack, &decodable_transfer_syntaxes()[0], false);
+    }
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/ct/lidc-0001/dicom");
+    if Path::new(data).is_dir() {
+        std::fs::create_dir(folder.path().join("series-real")).expect("a folder");
+        for (n, file) in std::fs::read_dir(data).expect("it is read").flatten().enumerate() {
+            std::fs::copy(file.path(), folder.path().join(format!("series-real/{n}"))).expect("it is copied");
+        }
+    }
+    python(
+        r#"
+import shutil
+dcm2niix = os.path.join(os.path.dirname(sys.executable), "dcm2niix")
+if not os.path.exists(dcm2niix): dcm2niix = shutil.which("dcm2niix")
+if not dcm2niix:
+    print("skipped: dcm2niix is not installed")
+    sys.exit()
+sources = sorted(glob.glob(folder + "/series-*"))
+for source in sources:
+    # Its own name for each: it does not overwrite.
+    name = os.path.basename(source)
+    made = subprocess.run([dcm2niix, "-z", "n", "-b", "n", "-o", folder, "-f", name, source], capture_output=True, text=True)
+    found = glob.glob(os.path.join(folder, name + "*.nii"))
+    assert len(found) == 1, (name, found, made.stdout, made.stderr)
+    target, done = convert(source, "ours.nii")
+    assert target, done.stderr
+    # dcm2niix turns rows (and slices) round: both are laid along the same axes before they are compared.
+    theirs, ours = (nibabel.as_closest_canonical(nibabel.load(p)) for p in (found[0], target))
+    assert numpy.abs(theirs.affine - ours.affine).max() < 1e-4, (name, theirs.affine, ours.affine)
+    numpy.testing.assert_array_equal(theirs.get_fdata(), ours.get_fdata(), name)
+print(len(sources), "series")
+assert len(sources) >= 6
 "#,
         folder.path(),
     );

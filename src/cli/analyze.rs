@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 use scanside::dicom::Instance;
+use scanside::dicom::file::files_below;
 use scanside::exam::registry::{ExamKind, Exams};
 use scanside::exam::{LabelMap, Progress};
 use scanside::geometry::Verdict;
 use scanside::infer::package::{Models, Trust};
-use scanside::nifti::{self, NiftiSpec, NiftiWriter};
+use scanside::nifti::{NiftiSpec, NiftiWriter};
 use scanside::report::{Device, Report, Status};
 use scanside::series::{AddError, Assembled, Assembler, Completion, Limits, SeriesOutcome};
 use scanside::service::analysis::{Analysed, Analyst, Unread};
 use scanside::study::{Modality, Rejection, RejectionCode, Uid};
 use scanside::volume::{Rescale, Volume, VoxelType};
 
+use super::open::{Form, form, open_volume};
 use super::{Failure, Scratch, Steps};
 
 /// Analyses a study and writes DIR/findings.json (schema scanside.report/1) and the label maps as .nii.gz.
@@ -63,12 +65,11 @@ fn exam_names() -> impl TypedValueParser<Value = ExamKind> {
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let path = &arguments.path;
-    let meta = std::fs::metadata(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
+    let form = form(path)?;
     let scratch = Scratch::new()?;
-    let found = if meta.is_file() && is_nifti(path) {
-        from_nifti(path, arguments.exam)?
-    } else {
-        from_dicom(path, &scratch.0, arguments.series.as_deref(), arguments.exam)?
+    let found = match form {
+        Form::Dicom => from_dicom(path, &scratch.0, arguments.series.as_deref(), arguments.exam)?,
+        Form::Nifti | Form::Nrrd => from_volume(path, open_volume(path)?, arguments.exam)?,
     };
     let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let models = Models::new(arguments.models.clone(), Trust::default());
@@ -110,14 +111,8 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
     Failure::Impossible(format!("cannot write {}: {error}", path.display()))
 }
 
-fn is_nifti(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    name.ends_with(".nii") || name.ends_with(".nii.gz")
-}
-
-/// A NIfTI file as a series of its own; its UID depends on its bytes, so that the same file gives the same report.
-fn from_nifti(path: &Path, exam: Option<ExamKind>) -> Result<Found, Failure> {
-    let volume = nifti::read(path).map_err(Failure::impossible)?;
+/// A NIfTI or NRRD file as a series of its own; its UID depends on its bytes, so that the same file gives the same report.
+fn from_volume(path: &Path, volume: Volume, exam: Option<ExamKind>) -> Result<Found, Failure> {
     let mut seed = Vec::new();
     let grid = volume.grid();
     seed.extend(grid.affine.to_row_major().iter().flat_map(|v| v.to_le_bytes()));
@@ -168,7 +163,7 @@ fn from_nifti(path: &Path, exam: Option<ExamKind>) -> Result<Found, Failure> {
 
 /// All DICOM below the path, put together, and of several series the one that is asked for or the largest.
 fn from_dicom(path: &Path, scratch: &Path, wanted: Option<&str>, exam: Option<ExamKind>) -> Result<Found, Failure> {
-    let files = super::files_below(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
+    let files = files_below(path).map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
     // A folder is complete when it has been read: no timer may end its series before.
     let hour = Duration::from_secs(3600);
     let limits = Limits { idle: 24 * hour, settle: 24 * hour, series_open_max: 256, ..Limits::default() };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use scanside::dicom::file::files_below;
 use scanside::finding::Finding;
 use scanside::geometry::norm;
 use scanside::imaging::overlap::Overlaps;
@@ -12,7 +13,7 @@ use scanside::report::froc::{self, Froc, Mark, Nodule, Scan};
 use scanside::report::{Report, Status};
 use serde_json::json;
 
-use super::{Failure, files_below, print, print_json};
+use super::{Failure, print, print_json};
 
 /// Arguments of `scanside eval`.
 #[derive(clap::Args)]

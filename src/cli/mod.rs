@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub mod analyze;
@@ -144,29 +144,6 @@ impl Steps {
     pub fn clear(&self) {
         self.0.finish_and_clear();
     }
-}
-
-/// The file, or all files of the folder and those below it, in the order of their names. Links to folders are not followed,
-/// so there is no circle.
-pub fn files_below(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut folders = vec![path.to_owned()];
-    if !std::fs::metadata(path)?.is_dir() {
-        return Ok(folders);
-    }
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() || (kind.is_symlink() && entry.path().is_file()) {
-                files.push(entry.path());
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// A folder of our own that goes when it is dropped.

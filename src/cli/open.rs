@@ -23,20 +23,31 @@ pub enum Image {
     Dicom(Scan),
 }
 
-/// Looks at a path and finds out what it is, by its bytes and not by its name.
+/// The forms a file can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// NIfTI, plain or gzipped.
+    Nifti,
+    /// NRRD.
+    Nrrd,
+    /// A folder, or a file that is DICOM or nothing.
+    Dicom,
+}
+
+/// What is at a path, told by its bytes; a name that promises a NIfTI is held to it.
 ///
 /// # Errors
-/// [`Failure::Usage`] when there is nothing there, [`Failure::Impossible`] when it is no image.
-pub fn look(path: &Path) -> Result<Image, Failure> {
+/// [`Failure::Usage`] when there is nothing there, [`Failure::Impossible`] when it cannot be read.
+pub fn form(path: &Path) -> Result<Form, Failure> {
     let kind = std::fs::metadata(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
     if kind.is_dir() {
-        return dicom(path);
+        return Ok(Form::Dicom);
     }
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(132).read_to_end(&mut start));
     read.map_err(|error| Failure::impossible(format!("cannot read {}: {error}", path.display())))?;
     if nrrd::is_nrrd(&start) {
-        return nrrd::read(path).map(Image::Nrrd).map_err(Failure::impossible);
+        return Ok(Form::Nrrd);
     }
     let size = start.first_chunk::<4>().map(|b| [i32::from_le_bytes(*b), i32::from_be_bytes(*b)]);
     let named = path.file_name().is_some_and(|name| {
@@ -44,10 +55,19 @@ pub fn look(path: &Path) -> Result<Image, Failure> {
         name.ends_with(".nii") || name.ends_with(".nii.gz")
     });
     let nifti = size.is_some_and(|sizes| sizes.iter().any(|n| [348, 540].contains(n)));
-    if named || nifti || start.starts_with(&[0x1F, 0x8B]) {
-        return NiftiReader::open(path).map(|reader| Image::Nifti(Box::new(reader))).map_err(Failure::impossible);
+    Ok(if named || nifti || start.starts_with(&[0x1F, 0x8B]) { Form::Nifti } else { Form::Dicom })
+}
+
+/// Looks at a path and finds out what it is, by its bytes and not by its name.
+///
+/// # Errors
+/// As [`form`], and [`Failure::Impossible`] when it is no image.
+pub fn look(path: &Path) -> Result<Image, Failure> {
+    match form(path)? {
+        Form::Nrrd => nrrd::read(path).map(Image::Nrrd).map_err(Failure::impossible),
+        Form::Nifti => NiftiReader::open(path).map(|reader| Image::Nifti(Box::new(reader))).map_err(Failure::impossible),
+        Form::Dicom => dicom(path),
     }
-    dicom(path)
 }
 
 fn dicom(path: &Path) -> Result<Image, Failure> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::association::{Association, AssociationError, Event, Limits};
 use super::dimse::{CommandSet, Status, field};
-use super::file::{FileMeta, HEAD_BYTES_MAX};
+use super::file::{FileMeta, HEAD_BYTES_MAX, files_below};
 use super::negotiation::{AbortReason, AeTitle, Context, VERIFICATION};
 use crate::study::{Rejection, Uid};
 
@@ -208,16 +208,8 @@ pub struct NotSent {
 /// # Errors
 /// A folder that cannot be read.
 pub fn find_files(top: &Path) -> Result<Found, std::io::Error> {
-    let (mut files, mut others, mut open) = (Vec::new(), Vec::new(), vec![top.to_owned()]);
-    while let Some(path) = open.pop() {
-        // Folders behind links are not entered: a link upwards would never end.
-        if path.is_dir() && (path == top || !path.is_symlink()) {
-            let mut entries = std::fs::read_dir(&path)?.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>()?;
-            // The stack gives them back from its end.
-            entries.sort_by(|a, b| b.cmp(a));
-            open.extend(entries);
-            continue;
-        }
+    let (mut files, mut others) = (Vec::new(), Vec::new());
+    for path in files_below(top)? {
         match read_head(&path) {
             Ok(meta) if meta.sop_class.as_str() == MEDIA_DIRECTORY => {}
             Ok(meta) => files.push((path, meta)),

@@ -1,7 +1,8 @@
 //! The head of a DICOM file (PS3.10 7.1), written in front of a data set from the wire and read in front of one that is
 //! sent.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use dicom_dictionary_std::tags;
 
@@ -11,6 +12,43 @@ use crate::study::{Rejection, RejectionCode, Uid};
 
 /// Deflated Explicit VR Little Endian (PS3.5 A.5).
 const DEFLATED: &str = "1.2.840.10008.1.2.1.99";
+
+/// Files of a folder that are looked at. A whole patient's history is below it; a home folder given by mistake is not.
+const FILES_MAX: usize = 200_000;
+
+/// Folders inside folders; media have three levels.
+const FOLDER_DEPTH_MAX: usize = 16;
+
+/// The file, or all files of the folder and those below it, in the order of their paths. Links to folders are not
+/// followed: one may lead back.
+///
+/// # Errors
+/// A folder that cannot be read, or one with more than 200,000 files.
+pub fn files_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if !std::fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut folders = vec![(path.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                if depth < FOLDER_DEPTH_MAX {
+                    folders.push((entry.path(), depth + 1));
+                }
+            } else if kind.is_file() || (kind.is_symlink() && entry.path().is_file()) {
+                files.push(entry.path());
+            }
+            if files.len() > FILES_MAX {
+                return Err(io::Error::other(format!("more than {FILES_MAX} files")));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
 
 /// Preamble, prefix and file meta information; the data set follows as it came.
 pub fn head(sop_class: &Uid, sop_instance: &Uid, transfer_syntax: &Uid) -> Vec<u8> {

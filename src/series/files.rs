@@ -9,17 +9,12 @@ use std::sync::Arc;
 
 use super::arrange::{Arrangement, FrameRecord, arrange, fingerprint};
 use super::to_real;
+use crate::dicom::file::files_below;
 use crate::dicom::{Header, Instance};
 use crate::geometry::Reason;
 use crate::study::{Modality, Rejection, RejectionCode, Uid};
 use crate::volume::{MappedFile, Rescale, Volume, VolumeError, VoxelType};
 use crate::with_voxel_type;
-
-/// Files of a folder that are looked at. A whole patient's history is below it; a home folder given by mistake is not.
-const FILES_MAX: usize = 200_000;
-
-/// Folders inside folders; media have three levels.
-const FOLDER_DEPTH_MAX: usize = 16;
 
 /// Bytes that hold the header of nearly every image; where they do not, all of the file is read.
 const HEADER_BYTES: usize = 16 << 10;
@@ -105,15 +100,14 @@ pub struct Loaded {
 /// # Errors
 /// [`FilesError::Io`] for a path that cannot be read; files that are no images are named in the result.
 pub fn scan(path: &Path) -> Result<Scan, FilesError> {
-    let mut files = Vec::new();
     let is_folder = std::fs::metadata(path).map_err(io_error(path))?.is_dir();
     let medium = !is_folder && path.file_name().is_some_and(|name| name.eq_ignore_ascii_case("DICOMDIR"));
-    match (is_folder, medium, path.parent()) {
-        (false, true, Some(folder)) => list(if folder.as_os_str().is_empty() { ".".as_ref() } else { folder }, 0, &mut files)?,
-        (false, ..) => files.push(path.to_owned()),
-        (true, ..) => list(path, 0, &mut files)?,
-    }
-    files.sort();
+    let top = match path.parent() {
+        Some(folder) if medium && folder.as_os_str().is_empty() => ".".as_ref(),
+        Some(folder) if medium => folder,
+        _ => path,
+    };
+    let files = files_below(top).map_err(io_error(top))?;
     let mut scan = Scan::default();
     let mut buffer = Vec::new();
     for file in files {
@@ -124,27 +118,6 @@ pub fn scan(path: &Path) -> Result<Scan, FilesError> {
     }
     scan.series.sort_by_key(|series| std::cmp::Reverse(series.records.len()));
     Ok(scan)
-}
-
-fn list(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), FilesError> {
-    for entry in std::fs::read_dir(folder).map_err(io_error(folder))? {
-        let entry = entry.map_err(io_error(folder))?;
-        let path = entry.path();
-        let kind = entry.file_type().map_err(io_error(&path))?;
-        // A link to a folder is not followed: it may lead back here.
-        if kind.is_dir() {
-            if depth < FOLDER_DEPTH_MAX {
-                list(&path, depth + 1, files)?;
-            }
-        } else if kind.is_file() || (kind.is_symlink() && path.is_file()) {
-            files.push(path);
-        }
-        if files.len() > FILES_MAX {
-            let text = format!("more than {FILES_MAX} files");
-            return Err(rejected(folder)(Rejection::new(RejectionCode::TooLarge, text)));
-        }
-    }
-    Ok(())
 }
 
 fn read_header(path: &Path, buffer: &mut Vec<u8>) -> Result<Result<Header, Rejection>, FilesError> {

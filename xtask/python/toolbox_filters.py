@@ -126,6 +126,25 @@ def peer_resample(folder, out):
     return time.process_time() - start
 
 
+def peer_closing(folder, out):
+    import SimpleITK as sitk
+
+    start = time.process_time()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    mask = sitk.ReadImage(str(folder / "mask.nii"))
+    sitk.WriteImage(sitk.BinaryMorphologicalClosing(mask, (3, 3, 3), sitk.sitkBall), str(out))
+    return time.process_time() - start
+
+
+def peer_otsu(folder, out):
+    from skimage.filters import threshold_otsu
+
+    start = time.process_time()
+    values = load(folder / "ct.nii")
+    save(out, values > threshold_otsu(values), (0.9, 0.9, 3), "uint8")
+    return time.process_time() - start
+
+
 # --- agreement ---------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +207,18 @@ JOBS = {
         "morphology dilate {folder}/mask.nii {out} --shape cross --radius 2 --threads 1",
         ("dilate.nii", "dilate-peer.nii"),
         filtered("mask.nii", lambda ndi, v: ndi.binary_dilation(v, cross(2)).astype("uint8")),
+        same_values,
+    ),
+    "close": (
+        "morphology close {folder}/mask.nii {out} --shape ball --radius 3 --threads 1",
+        ("close.nii", "close-peer.nii"),
+        peer_closing,
+        same_values,
+    ),
+    "otsu": (
+        "threshold {folder}/ct.nii {out} --otsu --threads 1",
+        ("otsu.nii", "otsu-peer.nii"),
+        peer_otsu,
         same_values,
     ),
     "fill": (

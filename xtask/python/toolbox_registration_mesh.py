@@ -1,4 +1,4 @@
-"""Registration and isosurface against SimpleITK and scikit-image: CPU seconds, peak memory, and whether they agree.
+"""DICOM, registration and isosurface against SimpleITK, pydicom and scikit-image: CPU seconds, peak memory, and whether they agree.
 
 Run by `cargo xtask bench toolbox`, or alone:
 
@@ -6,7 +6,7 @@ Run by `cargo xtask bench toolbox`, or alone:
 
 SCANSIDE is the release binary, DATA the folder of real images. Every job is a process of its own on one thread, ours and
 the peer's in turn; the figures are the least CPU time and the peak memory of the runs. Needs SimpleITK, scikit-image,
-nibabel and numpy.
+nibabel, pydicom and numpy.
 """
 
 import argparse
@@ -70,6 +70,23 @@ if len(sys.argv) == 2:
     t = v.astype(float)[f]
     volume = abs(np.einsum("ij,ij->i", t[:, 0], np.cross(t[:, 1], t[:, 2])).sum() / 6)
     print(json.dumps({"volume_mm3": float(volume)}))
+"""
+
+PEER_DICOM = """
+import sys
+import numpy as np
+if sys.argv[1] == "SimpleITK":
+    import SimpleITK as sitk
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    if len(sys.argv) > 2:
+        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(sys.argv[2])
+        sitk.WriteImage(sitk.ReadImage(files), sys.argv[3])
+else:
+    import glob, pydicom
+    if len(sys.argv) > 2:
+        slices = [pydicom.dcmread(p) for p in glob.glob(sys.argv[2] + "/*")]
+        slices.sort(key=lambda d: float(d.ImagePositionPatient[2]))
+        np.stack([d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in slices]).astype(np.int16).tofile(sys.argv[3])
 """
 
 IMPORT_ONLY = """
@@ -157,6 +174,19 @@ def registration(scanside, data, repeat, folder):
             f"SimpleITK {-theirs['metric']:.4f} in {theirs['iterations']}; {far:.2f} mm, {turn:.2f} degrees apart")
 
 
+def dicom(scanside, data, repeat, folder):
+    """A series to a volume on disk; of the peers' time the imports are taken away, of their memory nothing."""
+    for case in ("4dlung-113", "lidc-0001"):
+        series = os.path.join(data, "ct", case, "dicom")
+        for peer in ("SimpleITK", "pydicom"):
+            out = os.path.join(folder, "volume.nii")
+            ours = [scanside, "convert", series, out, "--threads", "1"]
+            theirs = [sys.executable, "-c", PEER_DICOM, peer]
+            ours, work, imports = best([ours, [*theirs, series, os.path.join(folder, "peer.nii")], theirs], repeat)
+            work = (work[0], work[1] - imports[1], work[2])
+            row(f"DICOM {case}, {len(os.listdir(series))} files, to a volume", ours, work, peer)
+
+
 def mesh(scanside, data, repeat, folder):
     series = os.path.join(data, "ct", "4dlung-113", "dicom")
     volume = os.path.join(folder, "ct.nii")
@@ -222,6 +252,7 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print("| job | scanside | peer | | what they found |\n|---|---|---|---|---|")
+        dicom(arguments.scanside, arguments.data, arguments.repeat, folder)
         mesh(arguments.scanside, arguments.data, arguments.repeat, folder)
         registration(arguments.scanside, arguments.data, arguments.repeat, folder)
         if arguments.offsets:

@@ -116,3 +116,33 @@ fn any_number_of_threads_gives_the_same_bits() {
     };
     assert_eq!(of(1), of(3));
 }
+
+#[test]
+fn slabs_are_the_whole_bit_for_bit() {
+    let pool = Pool::new(2);
+    let from = oblique();
+    let turned = Grid {
+        shape: [9, 12, 13],
+        affine: Affine::new([0.6, 0.1, 0.3], [-0.1, 0.8, 0.2], [-0.5, -0.2, 1.7], [-11.0, 21.0, 4.0]).unwrap(),
+    };
+    let beyond = Grid { affine: turned.affine.shifted([0.0, 0.0, -20.0]), ..turned };
+    let finer = grid_of_spacing(&from, Spacing::new([0.7, 0.5, 1.15]).unwrap()).unwrap();
+    let backwards = Reorientation::new(&from, "RAI").unwrap().grid;
+    for to in [turned, beyond, finer, backwards] {
+        let whole = resample(pattern().view(), &from.affine, &to, Interpolation::Linear, -1000.0, &pool).unwrap();
+        let labels = resample_nearest(pattern().view(), &from.affine, &to, -1000.0, &pool).unwrap();
+        let slabs = Slabs::new(&from, &to, -1000.0).unwrap();
+        for step in [1, 2, 5] {
+            for start in (0..to.shape[0]).step_by(step) {
+                let new = start..(start + step).min(to.shape[0]);
+                let old = slabs.needs(&new);
+                // Only what is needed is there.
+                let part = pattern().slice(ndarray::s![old.clone(), .., ..]).to_owned();
+                let slab = slabs.slab(part.view(), old.start, new.clone(), &pool).unwrap();
+                assert!(slab == whole.slice(ndarray::s![new.clone(), .., ..]), "{new:?} from {old:?}");
+                let slab = nearest_slab(pattern().view(), &from.affine, &to, new.clone(), -1000.0, &pool).unwrap();
+                assert!(slab == labels.slice(ndarray::s![new, .., ..]));
+            }
+        }
+    }
+}
