@@ -7,6 +7,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use smallvec::SmallVec;
@@ -53,6 +54,7 @@ pub struct Network {
     /// What is not an island, if anything.
     rest: Option<Arc<TypedSimplePlan>>,
     kept: Vec<(String, String)>,
+    runs: AtomicU64,
 }
 
 /// An island, ready to run.
@@ -112,7 +114,7 @@ impl Network {
         let Some(kernel) = kernel else {
             let rest = plan_rest(model)?;
             let (input_shapes, output_shapes) = edge_shapes(&rest)?;
-            return Ok(Self { input_shapes, output_shapes, islands: vec![], floats: vec![], rest: Some(rest), kept: vec![] });
+            return Ok(Self { input_shapes, output_shapes, islands: vec![], floats: vec![], rest: Some(rest), kept: vec![], runs: AtomicU64::new(0) });
         };
         let known: OnceCell<HashMap<String, Vec<usize>>> = OnceCell::new();
         let shape = |name: &str| match onnx::network_inputs(graph).find(|input| *input == name) {
@@ -139,7 +141,7 @@ impl Network {
                 (shapes(&island.inputs), shapes(&island.outputs))
             }
         };
-        Ok(Self { input_shapes, output_shapes, islands, floats, rest, kept: lowered.kept })
+        Ok(Self { input_shapes, output_shapes, islands, floats, rest, kept: lowered.kept, runs: AtomicU64::new(0) })
     }
 
     /// Shapes of the inputs, as in the file (N first).
@@ -206,6 +208,11 @@ impl Network {
             }]
         });
         steps.flatten().collect()
+    }
+
+    /// Multiply-adds carried out so far by all sessions: runs times those of the plan.
+    pub fn macs_done(&self) -> u64 {
+        self.runs.load(Ordering::Relaxed) * self.explain().iter().map(|step| step.macs).sum::<u64>()
     }
 
     /// A session: the arena and state of one run at a time. Make one per concurrent user, and keep it.
@@ -436,6 +443,7 @@ impl Session<'_> {
         if !outputs.iter().map(|output| output.shape()).eq(self.network.output_shapes.iter().map(Vec::as_slice)) {
             return Err(EngineError::Run("the outputs have other shapes than the network's".into()));
         }
+        self.network.runs.fetch_add(1, Ordering::Relaxed);
         guarded(
             || if self.state.is_some() { self.run_mixed(pool, inputs, outputs) } else { self.run_island(pool, inputs, outputs) },
             EngineError::Run,

@@ -18,7 +18,7 @@ const MARKS_MAX: usize = 100;
 pub struct Nodule {
     /// LPS.
     pub centre_mm: [f64; 3],
-    /// Below zero: unknown, and 10 mm counts as the radius.
+    /// Below zero: unknown, and it counts as 10 mm, as in the script.
     pub diameter_mm: f64,
     /// Not asked for: a mark on it is neither hit nor false.
     pub excluded: bool,
@@ -75,7 +75,7 @@ pub fn evaluate(scans: &[Scan]) -> Froc {
         marks.truncate(MARKS_MAX);
         let mut spent = vec![false; marks.len()];
         for nodule in &scan.nodules {
-            let radius = if nodule.diameter_mm < 0.0 { 10.0 } else { nodule.diameter_mm / 2.0 };
+            let radius = if nodule.diameter_mm < 0.0 { 5.0 } else { nodule.diameter_mm / 2.0 };
             let near = |mark: &Mark| {
                 let squared: f64 = (0..3).map(|a| (mark.centre_mm[a] - nodule.centre_mm[a]).powi(2)).sum();
                 squared < radius * radius
@@ -179,10 +179,11 @@ mod tests {
     fn a_mark_counts_once_and_only_inside_the_radius() {
         let scan = Scan {
             nodules: vec![nodule(0.0, 10.0), nodule(100.0, 6.0), Nodule { excluded: true, ..nodule(50.0, -1.0) }],
-            marks: vec![mark(4.9, 0.9), mark(-1.0, 0.5), mark(103.0, 0.8), mark(59.0, 0.7), mark(30.0, 0.6)],
+            marks: vec![mark(4.9, 0.9), mark(-1.0, 0.5), mark(103.0, 0.8), mark(54.9, 0.7), mark(55.0, 0.7), mark(30.0, 0.6)],
         };
         let froc = evaluate(&[scan]);
-        assert_eq!((froc.nodules, froc.hit, froc.doubles, froc.ignored, froc.false_marks), (2, 1, 1, 1, 2));
+        // On the edge is outside, and an unknown diameter counts as 10 mm.
+        assert_eq!((froc.nodules, froc.hit, froc.doubles, froc.ignored, froc.false_marks), (2, 1, 1, 1, 3));
     }
 
     /// Made with the challenge's script: scikit-learn's roc_curve and numpy's interp on the same marks.

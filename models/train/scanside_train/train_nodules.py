@@ -1,6 +1,8 @@
 """nodule-detect: train on the prepared cases with inserted nodules. Resumable: run again to go on.
 
-    python -m scanside_train.train_nodules --work FOLDER [--steps 4000] [--without CASE]
+    python -m scanside_train.train_nodules --work FOLDER [--steps 8000] [--minutes 90] [--without CASE]
+
+The learning rate falls to nothing along a cosine, over the steps or over the minutes of this run, whichever ends first.
 """
 
 from __future__ import annotations
@@ -61,11 +63,16 @@ def worker(options, lungs, library, net, seed, step, report):
     chance = {f: np.array([3.0 if l.slice_mm < 2 else 1.0 for l in lungs[f]]) for f in lungs}
     chance = {f: c / c.sum() for f, c in chance.items()}
     optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=1e-4)
-    warm = 0
-    while step.value < options.steps:
+    warm, started, first = 0, time.monotonic(), step.value / options.steps
+
+    def progress():
+        gone = (time.monotonic() - started) / 60 / options.minutes if options.minutes else 0.0
+        return max(step.value / options.steps, first + (1 - first) * gone)
+
+    while progress() < 1:
         made = make_batch(options, lungs, library, rng, chance)
-        for _ in range(2):  # making a batch costs as much as learning from it: each is used twice, the second time mirrored
-            part = step.value / options.steps
+        for _ in range(3):  # making a batch costs as much as learning from it: each is used three times, mirrored anew
+            part = progress()
             warm += 1
             for group in optimiser.param_groups:
                 group["lr"] = options.rate * min(1.0, 25 * part + 0.05, warm / 20) * 0.5 * (1 + math.cos(math.pi * min(part, 1)))
@@ -86,7 +93,8 @@ def worker(options, lungs, library, net, seed, step, report):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=4000, help="of the whole training, over all runs and workers")
+    parser.add_argument("--steps", type=int, default=8000, help="of the whole training, over all runs and workers")
+    parser.add_argument("--minutes", type=float, help="end after so many, at whatever step")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=64)
