@@ -136,6 +136,8 @@ pub enum Scaling {
     Window,
     /// Mean 0 and standard deviation 1 of each slice's values above zero.
     ZScoreSlice,
+    /// Mean 0 and standard deviation 1 of all values of each slice, its background too.
+    ZScoreSliceAll,
     /// Mean 0 and standard deviation 1 of the volume's values above zero.
     ZScore,
     /// Lowest and highest value of the volume become the range.
@@ -146,7 +148,8 @@ pub enum Scaling {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Output {
-    /// `logits`, `softmax`, `sigmoid`, `heatmap`.
+    /// `logits`, `softmax`: one map for each label. `sigmoid`, `sigmoid-logits`: one for each label but the background, with
+    /// or without the function applied. `heatmap`.
     pub kind: String,
     /// What the channels mean, in their order; of a segmentation, the first is the background.
     pub labels: Vec<String>,
@@ -157,6 +160,17 @@ pub struct Output {
 impl Default for Output {
     fn default() -> Self {
         Self { kind: "logits".into(), labels: Vec::new(), stride: [1; 3] }
+    }
+}
+
+impl Output {
+    /// What a map must exceed to beat the background, for networks that have no map for it.
+    pub fn background(&self) -> Option<f32> {
+        match self.kind.as_str() {
+            "sigmoid" => Some(0.5),
+            "sigmoid-logits" => Some(0.0),
+            _ => None,
+        }
     }
 }
 

@@ -18,8 +18,11 @@ pub struct Supplement {
     pub spacing_mm: [f64; 3],
     /// Values that become the bundle's value range; None for mean 0 and deviation 1.
     pub window: Option<[f64; 2]>,
-    /// Where columns, rows and slices run; MONAI's own arrays are mostly `RAS`, with x first.
+    /// Where columns, rows and slices run. MONAI's arrays are mostly `RAS` with x first: of such, slices run to R, rows
+    /// to A, columns to S, which is `SAR` here.
     pub orientation: String,
+    /// Every channel is a label by itself (MONAI's `sigmoid: true`), and none is the background.
+    pub sigmoid: bool,
 }
 
 /// Makes a manifest from `metadata.json`; the digests in `files` are those of the files beside it.
@@ -52,6 +55,14 @@ pub fn manifest(metadata: &[u8], ask: &Supplement, files: BTreeMap<String, Strin
         Some("classes" | "classification" | "probability") => Kind::Classification,
         other => return Err(BadManifest::new("outputs", format!("the format {other:?} is none that a package can have"))),
     };
+    let mut labels = names(pred, classes, "label");
+    let first = labels[0].to_lowercase();
+    if ask.sigmoid {
+        labels.insert(0, "background".into());
+    } else if kind == Kind::Segmentation && pred["channel_def"]["0"].is_string() && !first.contains("background") {
+        let why = format!("channel 0 is {first:?} and not the background: is each channel a label by itself (--sigmoid)?");
+        return Err(BadManifest::new("channel_def", why));
+    }
     let range = image["value_range"].as_array().and_then(|r| Some([r.first()?.as_f64()?, r.get(1)?.as_f64()?]));
     let manifest = Manifest {
         schema: SCHEMA.into(),
@@ -75,7 +86,12 @@ pub fn manifest(metadata: &[u8], ask: &Supplement, files: BTreeMap<String, Strin
             range: range.unwrap_or([0.0, 1.0]),
             ..Input::default()
         },
-        output: Output { labels: names(pred, classes, "label"), ..Output::default() },
+        output: Output {
+            // The activation stands in the bundle's post-processing, not in its network.
+            kind: if ask.sigmoid { "sigmoid-logits" } else { "logits" }.into(),
+            labels,
+            ..Output::default()
+        },
         thresholds: BTreeMap::new(),
         golden: None,
         files,
@@ -96,16 +112,21 @@ mod tests {
     const SPLEEN: &str = r#"{"version": "0.5.9", "name": "Spleen CT", "description": "Spleen in CT", "copyright": "MONAI Consortium",
         "network_data_format": {
           "inputs": {"image": {"type": "image", "format": "hounsfield", "modality": "CT", "num_channels": 1,
-            "spatial_shape": [96, 96, 96], "value_range": [0, 1], "channel_def": {"0": "image"}}},
-          "outputs": {"pred": {"type": "image", "format": "segmentation", "num_channels": 2,
-            "channel_def": {"0": "background", "1": "spleen"}}}}}"#;
+            "spatial_shape": [96, 96, 96], "dtype": "float32", "value_range": [0, 1], "is_patch_data": true, "channel_def": {"0": "image"}}},
+          "outputs": {"pred": {"type": "image", "format": "segmentation", "num_channels": 2, "spatial_shape": [96, 96, 96],
+            "dtype": "float32", "value_range": [], "is_patch_data": true, "channel_def": {"0": "background", "1": "spleen"}}}}}"#;
 
     fn import(json: &str) -> Result<Manifest, BadManifest> {
+        import_as(json, false)
+    }
+
+    fn import_as(json: &str, sigmoid: bool) -> Result<Manifest, BadManifest> {
         let ask = Supplement {
+            sigmoid,
             name: "spleen".into(),
             spacing_mm: [2.0, 1.5, 1.5],
             window: Some([-57.0, 164.0]),
-            orientation: "RAS".into(),
+            orientation: "SAR".into(),
         };
         manifest(json.as_bytes(), &ask, BTreeMap::from([("model.onnx".into(), "0".repeat(64))]))
     }
@@ -117,6 +138,16 @@ mod tests {
         assert_eq!(made.output.labels, ["background", "spleen"]);
         assert_eq!(made.input.window, Some([-57.0, 164.0]));
         assert_eq!(Manifest::parse(&toml::to_string(&made).unwrap()).unwrap(), made);
+    }
+
+    #[test]
+    fn channels_that_are_labels_by_themselves_are_never_taken_for_a_background() {
+        let tumour = SPLEEN.replace("\"background\"", "\"Tumor core\"").replace("\"spleen\"", "\"Whole tumor\"");
+        let error = import(&tumour).unwrap_err();
+        assert!(error.field == "channel_def" && error.why.contains("--sigmoid"), "{error}");
+        let made = import_as(&tumour, true).unwrap();
+        assert_eq!(made.output.labels, ["background", "Tumor core", "Whole tumor"]);
+        assert_eq!((made.output.kind.as_str(), made.output.background()), ("sigmoid-logits", Some(0.0)));
     }
 
     #[test]

@@ -98,8 +98,7 @@ fn check(manifest: &Manifest, network: &Network, given: usize) -> Result<(), Seg
         return no("it gives no label for every voxel (output.stride)");
     }
     let output = network.output_shapes().first().map(Vec::as_slice).unwrap_or_default();
-    let sigmoid = manifest.output.kind == "sigmoid";
-    let labels = manifest.output.labels.len() - usize::from(sigmoid);
+    let labels = manifest.output.labels.len() - usize::from(manifest.output.background().is_some());
     if output.len() != input.len() || output[2..] != input[2..] || output[1] != labels {
         return no("the output of its network is not one map for each label, of the size of the input");
     }
@@ -166,18 +165,19 @@ fn scale(manifest: &Manifest, image: &mut Array3<f32>) {
             let high = voxels.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             to_range(voxels, f64::from(low), f64::from(high));
         }
-        Scaling::ZScore => z_score(voxels),
-        Scaling::ZScoreSlice => voxels.chunks_mut(slice_voxels.max(1)).for_each(z_score),
+        Scaling::ZScore => z_score(voxels, 0.0),
+        Scaling::ZScoreSlice => voxels.chunks_mut(slice_voxels.max(1)).for_each(|slice| z_score(slice, 0.0)),
+        Scaling::ZScoreSliceAll => voxels.chunks_mut(slice_voxels.max(1)).for_each(|slice| z_score(slice, f32::NEG_INFINITY)),
     }
 }
 
-/// Mean 0 and standard deviation 1 of the values above zero; the others stay zero.
-fn z_score(voxels: &mut [f32]) {
-    let inside = || voxels.iter().filter(|v| **v > 0.0).map(|v| f64::from(*v));
+/// Mean 0 and standard deviation 1 of the values above `least`; the others stay.
+fn z_score(voxels: &mut [f32], least: f32) {
+    let inside = || voxels.iter().filter(|v| **v > least).map(|v| f64::from(*v));
     let count = inside().count().max(1) as f64;
     let mean = inside().sum::<f64>() / count;
     let deviation = (inside().map(|v| (v - mean) * (v - mean)).sum::<f64>() / count).sqrt().max(1e-8);
-    for v in voxels.iter_mut().filter(|v| **v > 0.0) {
+    for v in voxels.iter_mut().filter(|v| **v > least) {
         *v = ((f64::from(*v) - mean) / deviation) as f32;
     }
 }
@@ -217,7 +217,7 @@ fn run(
     let axes: [Vec<isize>; 3] = std::array::from_fn(|a| starts(size[a], patch[a], halo[a]));
     let total = axes.iter().map(Vec::len).product();
     let maps = manifest.output.labels.len();
-    let sigmoid = manifest.output.kind == "sigmoid";
+    let background = manifest.output.background();
     let mut labels = Array3::<u8>::zeros(size);
     let mut sums = blend.then(|| vec![Array3::<f32>::zeros(size); maps]);
     let pad = padding(manifest);
@@ -233,7 +233,7 @@ fn run(
                 let shape = IxDyn(&manifest.input.shape);
                 let view = ArrayViewD::from_shape(shape, &input).expect("the tile has the size of the input");
                 let outputs = session.run(pool, &[view])?;
-                let scores = Scores { output: &outputs[0], patch, sigmoid };
+                let scores = Scores { output: &outputs[0], patch, background };
                 match &mut sums {
                     None => {
                         let part: [_; 3] = std::array::from_fn(|a| core(start[a], size[a], patch[a], halo[a]));
@@ -301,7 +301,7 @@ fn cut(images: &[Array3<f32>], start: [isize; 3], patch: [usize; 3], pad: f32, o
 struct Scores<'a> {
     output: &'a ArrayD<f32>,
     patch: [usize; 3],
-    sigmoid: bool,
+    background: Option<f32>,
 }
 
 impl Scores<'_> {
@@ -310,16 +310,16 @@ impl Scores<'_> {
         let voxels: usize = self.patch.iter().product();
         let values = self.output.as_slice().expect("outputs are contiguous");
         let maps = values.len() / voxels;
-        let mut probabilities = vec![0f32; maps + usize::from(self.sigmoid)];
+        let mut probabilities = vec![0f32; maps + usize::from(self.background.is_some())];
         for k in part[0].clone() {
             for j in part[1].clone() {
                 for i in part[2].clone() {
                     let at = |v: usize, axis: usize| (v as isize - start[axis]) as usize;
                     let n = (at(k, 0) * self.patch[1] + at(j, 1)) * self.patch[2] + at(i, 2);
                     let scores = (0..maps).map(|map| values[map * voxels + n]);
-                    if self.sigmoid {
+                    if let Some(background) = self.background {
                         // A map for each label but the background, which is what none of them claims.
-                        probabilities[0] = 0.5;
+                        probabilities[0] = background;
                         probabilities[1..].iter_mut().zip(scores).for_each(|(p, score)| *p = score);
                     } else {
                         probabilities.iter_mut().zip(scores).for_each(|(p, score)| *p = score);
@@ -379,9 +379,12 @@ mod tests {
     }
 
     #[test]
-    fn z_scores_leave_the_background_alone() {
+    fn z_scores_leave_the_background_alone_unless_it_counts() {
         let mut voxels = [0.0, 1.0, 3.0, -2.0];
-        z_score(&mut voxels);
+        z_score(&mut voxels, 0.0);
         assert_eq!(voxels, [0.0, -1.0, 1.0, -2.0]);
+        let mut voxels = [0.0, 4.0];
+        z_score(&mut voxels, f32::NEG_INFINITY);
+        assert_eq!(voxels, [-1.0, 1.0]);
     }
 }

@@ -210,15 +210,18 @@ pub struct Import {
     /// Folder of the package to be made; its name is the package's
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Working grid in mm: z,y,x
+    /// Working grid in mm, in the order of the network's axes (as the bundle's Spacingd has it)
     #[arg(long, value_name = "Z,Y,X", value_delimiter = ',', num_args = 3, default_values_t = [0.0, 0.0, 0.0])]
     spacing: Vec<f64>,
     /// Values that become the bundle's value range: low,high; without it, mean 0 and deviation 1
     #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 2, allow_negative_numbers = true)]
     window: Option<Vec<f64>>,
-    /// Where columns, rows and slices run
-    #[arg(long, default_value = "LPS")]
+    /// Where columns, rows and slices run: the bundle's Orientationd read backwards, SAR for its usual RAS
+    #[arg(long, default_value = "SAR")]
     orientation: String,
+    /// Every channel is a label by itself, and none the background (the bundle's post-processing has `sigmoid: true`)
+    #[arg(long)]
+    sigmoid: bool,
 }
 
 /// Makes a package of a MONAI bundle.
@@ -231,6 +234,7 @@ pub fn import(arguments: &Import) -> Result<(), Failure> {
         spacing_mm: arguments.spacing.clone().try_into().map_err(|_| Failure::usage("--spacing takes three numbers"))?,
         window: arguments.window.as_ref().map(|w| [w[0], w[1]]),
         orientation: arguments.orientation.clone(),
+        sigmoid: arguments.sigmoid,
     };
     let files = BTreeMap::from([("model.onnx".to_owned(), hex(&Sha256::digest(&network)))]);
     let made = monai::manifest(&metadata, &ask, files).map_err(Failure::impossible)?;
@@ -257,7 +261,8 @@ pub struct Features {
     place: Place,
 }
 
-/// Prints every nodule candidate of a chest CT with its named features: what a forest is trained on.
+/// Prints every nodule candidate of a chest CT with its named features, what a forest is trained on, and the work of the
+/// exam's networks.
 pub fn features(arguments: &Features) -> Result<(), Failure> {
     let volume = open_volume(&arguments.path)?;
     let exam = ChestCt::load(&arguments.place.models()).map_err(Failure::impossible)?;
@@ -266,6 +271,7 @@ pub fn features(arguments: &Features) -> Result<(), Failure> {
     let rows = exam.features(&volume, &Pool::new(threads), &|p| steps.show(p.stage, p.done, p.total));
     steps.clear();
     let rows = rows.map_err(Failure::impossible)?;
+    let gmac = exam.macs_done() as f64 / 1e9;
     if arguments.place.json {
         let candidates: Vec<Value> = rows
             .iter()
@@ -276,9 +282,9 @@ pub fn features(arguments: &Features) -> Result<(), Failure> {
                     "confidence": row.confidence, "features": features})
             })
             .collect();
-        return print_json(&json!({"features": NAMES, "candidates": candidates}));
+        return print_json(&json!({"features": NAMES, "gmac": gmac, "candidates": candidates}));
     }
-    let mut text = format!("{} candidates\n", rows.len());
+    let mut text = format!("{} candidates; the networks took {gmac:.1} GMAC\n", rows.len());
     for row in &rows {
         let [x, y, z] = row.centroid_lps_mm;
         text += &format!("\n{x:.1} {y:.1} {z:.1} mm LPS, confidence {:.3}\n", row.confidence);

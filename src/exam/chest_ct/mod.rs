@@ -109,6 +109,11 @@ impl ChestCt {
         self.lung.1.arena_bytes() + self.detect.as_ref().map_or(0, |(_, network)| network.arena_bytes())
     }
 
+    /// Multiply-adds that its networks have carried out so far.
+    pub fn macs_done(&self) -> u64 {
+        self.lung.1.macs_done() + self.detect.as_ref().map_or(0, |(_, network)| network.macs_done())
+    }
+
     /// Analyses a whole volume. `presegmented` gives the slices that were segmented as they arrived, by their index;
     /// those it does not have are segmented now, and the outcome is the same. `progress` is called on this thread.
     ///
