@@ -107,7 +107,9 @@ def nodule_class(results, candidates, nodules, features):
     return f"""# nodule-class
 
 A random forest that says how likely a candidate of `nodule-detect` is a nodule, from {len(features)} named features that the exam
-measures at full resolution (schema `scanside.forest/1`, evaluated in Rust; the same numbers as scikit-learn).
+measures at full resolution (schema `scanside.forest/1`, evaluated in Rust; the same numbers as scikit-learn). It does not see the
+detector's score. The exam adds the two opinions as log odds: confidence = 1 / (1 + e^-s), s = `heat_weight` * max(logit, `heat_min`) +
+`forest_weight` * ln((p + 0.01) / (1.01 - p)) + `offset`, weighed and calibrated on patients left out of the forest in turn.
 
 Features: {", ".join(features)}.
 

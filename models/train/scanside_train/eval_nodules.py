@@ -92,6 +92,7 @@ def table(name, scans, groups):
            "cpm95": [round(low, 3), round(high, 3)], "found_at_all": round(found, 3),
            "sensitivity": {str(k): round(v, 3) for k, v in points.items()}}
     false = np.sort(np.array([s for _, f in scans for s in f]))[::-1]
+    # Per group without interpolation: what scores above the first false positive that is one too many.
     at = {p: false[int(p * len(scans))] if int(p * len(scans)) < len(false) else -math.inf for p in (1.0, 4.0)}
     scores = [s for best, _ in scans for s in best]
     out["groups"] = {}

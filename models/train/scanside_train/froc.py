@@ -1,5 +1,7 @@
-"""FROC with LUNA16's rules: a candidate within a nodule's radius of its centre is a hit, further ones of the same nodule
-are neither hit nor false, CPM is the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives a scan."""
+"""FROC by the rules of LUNA16's own script (noduleCADEvaluationLUNA16): a candidate nearer to a nodule's centre than its radius is
+a hit, of several the surest counts and the others are neither hit nor false; a candidate on an excluded finding is neither (one of
+unknown size counts as 10 mm); at most 100 marks a scan. CPM is the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives a
+scan, read off the curve by linear interpolation. `scanside eval froc` gives the same numbers."""
 
 from __future__ import annotations
 
@@ -8,34 +10,38 @@ import math
 import numpy as np
 
 POINTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+MARKS_MAX = 100
 
 
-def match(truth, found, ignored=()):
-    """truth: rows (z, y, x mm, diameter mm, ...); found: rows (z, y, x mm, diameter, score).
+def match(truth, found, excluded=()):
+    """truth, excluded: rows (z, y, x mm, diameter mm, ...); found: rows (z, y, x mm, diameter, score).
     -> (score of each nodule or -inf, scores of the false positives)."""
     best = [-math.inf] * len(truth)
     false = []
-    for row in found:
+    for row in sorted(found, key=lambda r: -r[4])[:MARKS_MAX]:
         hit = False
         for n, t in enumerate(truth):
-            if math.dist(row[:3], t[:3]) <= max(t[3] / 2, 1e-6):
+            if math.dist(row[:3], t[:3]) < t[3] / 2:
                 best[n] = max(best[n], row[4])
                 hit = True
-        if not hit and not any(math.dist(row[:3], t[:3]) <= 0.5 * t[3] + 2 for t in ignored):
+        if not hit and not any(math.dist(row[:3], t[:3]) < (t[3] / 2 if t[3] >= 0 else 5.0) for t in excluded):
             false.append(row[4])
     return best, false
 
 
 def curve(scans):
     """scans: list of (scores of nodules, scores of false positives) -> {point: sensitivity}, CPM, total found."""
-    nodules = np.array([s for best, _ in scans for s in best])
-    false = np.sort(np.array([s for _, f in scans for s in f]))[::-1]
-    out = {}
-    for point in POINTS:
-        allowed = int(math.floor(point * len(scans) + 1e-9))
-        threshold = false[allowed] if allowed < len(false) else -math.inf
-        out[point] = float((nodules > threshold).mean()) if len(nodules) else float("nan")
-    return out, float(np.mean(list(out.values()))), float((nodules > -math.inf).mean()) if len(nodules) else float("nan")
+    nodules = sum(len(best) for best, _ in scans)
+    marks = [(s, 1) for best, _ in scans for s in best if s > -math.inf] + [(s, 0) for _, f in scans for s in f]
+    marks.sort(key=lambda m: -m[0])
+    false, hits, x, y = 0, 0, [0.0], [0.0]
+    for n, (score, hit) in enumerate(marks):
+        hits, false = hits + hit, false + 1 - hit
+        if n + 1 == len(marks) or marks[n + 1][0] < score:
+            x.append(false / max(1, len(scans)))
+            y.append(hits / max(1, nodules))
+    out = dict(zip(POINTS, (float(v) for v in np.interp(POINTS, x, y))))
+    return out, float(np.mean(list(out.values()))), hits / nodules if nodules else float("nan")
 
 
 def bootstrap(scans, draws=200, seed=4):

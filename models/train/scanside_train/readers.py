@@ -115,7 +115,8 @@ def itk(path, name=None):
 def dicom_series(folder, name=None):
     """One CT series in a folder (PS3.3 C.7.6.2, C.8.2.1): ordered by position along the normal, rescaled to HU.
 
-    Refused: no readable image, several series, repeated positions, gaps of more than 5 % of the slice step, tilt.
+    Refused: a DICOM file that cannot be read, fewer than four images, several series, repeated positions, gaps of more than 5 % of
+    the slice step, tilt. Files of other kinds may lie between.
     """
     import pydicom
 
@@ -126,7 +127,10 @@ def dicom_series(folder, name=None):
             continue
         try:
             data = pydicom.dcmread(path)
-        except Exception:
+        except Exception as error:
+            with open(path, "rb") as handle:
+                if path.suffix.lower() == ".dcm" or handle.read(132)[128:] == b"DICM":
+                    raise BadData(f"{folder.name}: {path.name} cannot be read: {error}") from error
             continue
         if "PixelData" in data and "ImagePositionPatient" in data:
             slices.append(data)
@@ -144,10 +148,13 @@ def dicom_series(folder, name=None):
         raise BadData(f"{folder.name}: repeated slice positions")
     if np.any(np.abs(steps - step) > 0.05 * step):
         raise BadData(f"{folder.name}: {int(np.sum(np.abs(steps - step) > 0.05 * step))} irregular slice gaps")
-    pixels = np.stack([
-        s.pixel_array.astype(np.float32) * float(s.get("RescaleSlope", 1)) + float(s.get("RescaleIntercept", 0))
-        for s in slices
-    ])
+    try:
+        pixels = np.stack([
+            s.pixel_array.astype(np.float32) * float(s.get("RescaleSlope", 1)) + float(s.get("RescaleIntercept", 0))
+            for s in slices
+        ])
+    except Exception as error:  # a transfer syntax without a decoder, too few bytes, slices of different sizes
+        raise BadData(f"{folder.name}: pixels cannot be read: {error}") from error
     dy, dx = (float(v) for v in slices[0].PixelSpacing)
     affine = np.eye(4)
     affine[:3, 0] = rows[:3] * dx
@@ -229,6 +236,9 @@ def luna16(folder, skipped):
             skipped.note(path.name, str(error))
             continue
         case.lesions = [(*case.voxel_of(t[:3]), t[3]) for t in truth.get(path.stem, [])]
+        if any(not -1 <= v <= n for l in case.lesions for v, n in zip(l, case.hu.shape)):
+            skipped.note(path.name, "an annotation lies outside the image")
+            continue
         yield case
 
 
@@ -273,6 +283,9 @@ def brats(folder, skipped):
             for kind, case in found.items():
                 if case.hu.shape != shape:
                     raise BadData(f"{kind} is {case.hu.shape}, flair is {shape}")
+                first = found["flair"]
+                if not np.allclose(case.spacing + case.origin, first.spacing + first.origin, atol=0.01):
+                    raise BadData(f"{kind} lies elsewhere than flair")
             if not np.any(found["seg"].hu):
                 raise BadData("empty segmentation")
         except BadData as error:

@@ -73,9 +73,13 @@ def cases(roots, skipped, luna16=None, lidc=None):
         else:
             skipped.note(name, last)
     for folder, reader in ((luna16, readers.luna16), (lidc, readers.lidc)):
-        if folder:
+        if not folder:
+            continue
+        try:
             for case in reader(folder, skipped):
                 if case.name in NEVER:
                     skipped.note(case.name, "a test case, never trained on")
                 else:
                     yield case
+        except (readers.BadData, OSError) as error:
+            skipped.note(str(folder), str(error))

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import torch
 
-from scanside_train import detect, export, froc, lungs, nets, nodules, patches, readers, train_nodules
+from scanside_train import detect, export, froc, lungs, nets, nodules, patches, prepare, readers, train_nodules
 
 
 def volume(path, shape=(8, 9, 10), affine=None, value=1.0):
@@ -17,21 +17,6 @@ def volume(path, shape=(8, 9, 10), affine=None, value=1.0):
 
 
 class BadData(unittest.TestCase):
-    def test_a_brats_patient_with_a_missing_or_mismatched_or_empty_file_is_named_and_skipped(self):
-        with tempfile.TemporaryDirectory() as scratch:
-            root = Path(scratch)
-            for patient in ("good", "missing", "mismatched", "empty"):
-                (root / patient).mkdir()
-                for kind in ("flair", "t1", "t1ce", "t2", "seg"):
-                    volume(root / patient / f"{patient}_{kind}.nii.gz")
-            (root / "missing/missing_t2.nii.gz").unlink()
-            volume(root / "mismatched/mismatched_seg.nii.gz", (4, 4, 4))
-            volume(root / "empty/empty_seg.nii.gz", value=0.0)
-            skipped = readers.Skipped()
-            self.assertEqual([c.name for c in readers.brats(root, skipped)], ["good"])
-            self.assertEqual(len(skipped.reasons), 3)
-            self.assertTrue(all(any(r.startswith(n) for r in skipped.reasons) for n in ("missing", "mismatched", "empty")))
-
     def test_files_that_are_no_images_are_refused_by_name(self):
         with tempfile.TemporaryDirectory() as scratch:
             bad = Path(scratch) / "bad.nii"
@@ -122,6 +107,25 @@ class Measure(unittest.TestCase):
         self.assertEqual((best, false), ([0.9, 0.2], [0.7]))
         points, cpm, found_at_all = froc.curve([(best, false)])
         self.assertEqual((points[0.125], points[1.0], found_at_all), (0.5, 1.0, 1.0))
+
+    def test_the_curve_is_that_of_the_luna16_script(self):
+        nodule = lambda *x: [(v, 0, 0, 8) for v in x]
+        marks = lambda *m: [(x, 0, 0, 0, s) for x, s in m]
+        scans = [froc.match(t, f) for t, f in (
+            (nodule(0, 50), marks((1, 0.95), (30, 0.9), (51, 0.4), (80, 0.3), (90, 0.2))),
+            (nodule(10), marks((60, 0.7), (10, 0.6), (70, 0.4))),
+            (nodule(20), marks((70, 0.1))),
+            ([], marks((5, 0.65), (6, 0.05))))]
+        self.assertEqual(list(froc.curve(scans)[0].values()), [0.25, 0.25, 0.25, 0.75, 0.75, 0.75, 0.75])
+
+    def test_an_excluded_finding_of_unknown_size_counts_as_10_mm(self):
+        self.assertEqual(froc.match([], [(4.9, 0, 0, 0, 0.5), (5.0, 0, 0, 0, 0.4)], [(0, 0, 0, -1)]), ([], [0.4]))
+
+    def test_an_empty_chest_is_no_training_case(self):
+        hu = np.full((20, 60, 80), -1000.0, np.float32)
+        hu[:, 10:50, 10:70] = 40  # a body without lungs
+        _, labels, _ = prepare.label(readers.Case("empty", hu, (5.0, 4.0, 4.0)))
+        self.assertEqual(int((labels > 0).sum()), 0)
 
     def test_the_onnx_file_says_what_pytorch_says(self):
         for spec, shape in ((nets.lung_net(), (1, 1, 32, 32)), (nets.nodule_net(), (1, 1, 16, 16, 16))):

@@ -256,9 +256,10 @@ impl ChestCt {
 
     fn confidence(&self, nodule: &Nodule) -> f64 {
         match &self.class {
-            Some((_, forest, bound)) => {
+            Some((package, forest, bound)) => {
                 let values: Vec<f64> = bound.iter().map(|n| nodule.features[*n]).collect();
-                forest.evaluate(&values)
+                let says = |name: &str, default| package.manifest.threshold(name, default);
+                combine(nodule.logit, forest.evaluate(&values), says)
             }
             None if self.detect.is_some() => sigmoid(nodule.logit),
             // The blob detector alone: its response for a solid sphere is about 0.25.
@@ -289,6 +290,16 @@ impl ChestCt {
 
 /// Candidates between two words of progress.
 const GROUP: usize = 16;
+
+/// The detector's opinion and the forest's as one, added as log odds; the forest's alone for a package without weights.
+fn combine(logit: f64, forest: f64, says: impl Fn(&str, f64) -> f64) -> f64 {
+    let heat_weight = says("heat_weight", 0.0);
+    if heat_weight == 0.0 {
+        return forest;
+    }
+    let log_odds = libm::log((forest + 0.01) / (1.01 - forest));
+    sigmoid(heat_weight * logit.max(says("heat_min", candidates::NO_HEAT)) + says("forest_weight", 1.0) * log_odds + says("offset", 0.0))
+}
 
 /// `1 / (1 + e^-x)`, the same bits on every board.
 fn sigmoid(x: f64) -> f64 {
