@@ -6,6 +6,7 @@
 //! distances in patient millimetres; an edge is as wide as a scanner blurs it.
 
 mod series;
+pub mod ultrasound;
 
 use libm::sin;
 use serde::{Deserialize, Serialize};

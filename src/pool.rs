@@ -72,6 +72,52 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// Records of calls that are over, to be used again: a network in steady state asks the allocator for nothing.
     spare: Mutex<Vec<Arc<Shared>>>,
+    lane: Arc<Lane>,
+}
+
+/// Who works on what must not wait, and which helpers have stepped aside for it.
+#[derive(Default)]
+struct Lane {
+    /// Urgent work under way; read before every task, so it costs one load.
+    urgent: AtomicUsize,
+    aside: AtomicUsize,
+    turn: Mutex<()>,
+    over: Condvar,
+}
+
+impl Lane {
+    /// Whether a thread is to step aside: as many do as there is urgent work.
+    fn calls(&self) -> bool {
+        self.urgent.load(Ordering::Acquire) > self.aside.load(Ordering::Acquire)
+    }
+
+    /// Waits while urgent work is under way, if it calls for one more thread.
+    fn step_aside(&self) {
+        if !self.calls() {
+            return;
+        }
+        let mut turn = self.turn.lock().expect("no code panics under this lock");
+        if !self.calls() {
+            return;
+        }
+        self.aside.fetch_add(1, Ordering::AcqRel);
+        while self.urgent.load(Ordering::Acquire) > 0 {
+            turn = self.over.wait(turn).expect("no code panics under this lock");
+        }
+        self.aside.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// While it lives, one of the pool's helpers stands aside: see [`Pool::urgent`].
+pub struct Urgent<'p>(&'p Lane);
+
+impl Drop for Urgent<'_> {
+    fn drop(&mut self) {
+        let _turn = self.0.turn.lock().expect("no code panics under this lock");
+        if self.0.urgent.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.over.notify_all();
+        }
+    }
 }
 
 impl Pool {
@@ -79,21 +125,35 @@ impl Pool {
     pub fn new(threads: usize) -> Self {
         let extra = threads.clamp(1, THREADS_MAX) - 1;
         let (tickets, queue) = bounded::<Arc<Shared>>(TICKETS_MAX);
+        let lane = Arc::<Lane>::default();
         let workers = (0..extra)
             .map(|n| {
-                let queue = queue.clone();
+                let (queue, lane) = (queue.clone(), Arc::clone(&lane));
                 std::thread::Builder::new()
                     .name(format!("scanside-work-{}", n + 1))
-                    .spawn(move || queue.iter().for_each(|shared| shared.help()))
+                    .spawn(move || queue.iter().for_each(|shared| shared.help(Some(&lane))))
                     .expect("the system has room for a few threads")
             })
             .collect();
-        Self { tickets: Some(tickets), workers, spare: Mutex::new(Vec::new()) }
+        Self { tickets: Some(tickets), workers, spare: Mutex::new(Vec::new()), lane }
     }
 
     /// Threads that compute, the caller's included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Work that must not wait begins on the caller's own thread: until the guard is dropped, one helper of this pool stands
+    /// aside at its next task and leaves its core. The threads that called [`Pool::for_each`] go on, so nothing stops,
+    /// and nothing that is computed changes.
+    pub fn urgent(&self) -> Urgent<'_> {
+        self.lane.urgent.fetch_add(1, Ordering::AcqRel);
+        Urgent(&self.lane)
+    }
+
+    /// For a thread beside the pool whose work can wait: stands aside as a helper does.
+    pub fn step_aside(&self) {
+        self.lane.step_aside();
     }
 
     /// Runs `task(0)`, `task(1)`, … `task(tasks - 1)`, each once, on all threads, and returns when all are done.
@@ -118,7 +178,7 @@ impl Pool {
                 break;
             }
         }
-        shared.help();
+        shared.help(None);
         let outcome = shared.close();
         self.spare.lock().expect("no code panics under this lock").push(shared);
         outcome
@@ -194,12 +254,32 @@ impl Shared {
         state.job = Some(job);
     }
 
-    fn help(&self) {
-        let Some(job) = self.enter() else { return };
+    /// Does tasks until none is left. A helper leaves when urgent work calls, and comes back after it.
+    fn help(&self, lane: Option<&Lane>) {
         loop {
+            // Outside: one who waits inside would keep the work from being closed.
+            if let Some(lane) = lane {
+                lane.step_aside();
+            }
+            let Some(job) = self.enter() else { return };
+            let done = self.work(&job, lane);
+            self.state().inside -= 1;
+            self.left.notify_all();
+            if done {
+                return;
+            }
+        }
+    }
+
+    /// Whether all tasks have been begun; else it was called away.
+    fn work(&self, job: &Job, lane: Option<&Lane>) -> bool {
+        loop {
+            if lane.is_some_and(Lane::calls) {
+                return false;
+            }
             let n = self.next.fetch_add(1, Ordering::Relaxed);
             if n >= job.tasks {
-                break;
+                return true;
             }
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (job.task)(n))) {
                 let mut state = self.state();
@@ -208,8 +288,6 @@ impl Shared {
                 }
             }
         }
-        self.state().inside -= 1;
-        self.left.notify_all();
     }
 
     fn enter(&self) -> Option<Job> {
@@ -254,6 +332,26 @@ mod tests {
         let fault = pool.for_each(20, |n| assert!(n != 7 && n != 12, "task {n} is broken")).unwrap_err();
         assert_eq!(fault.0, "task 7 is broken");
         assert_eq!(pool.map(3, |n| n).unwrap(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_helper_stands_aside_while_urgent_work_is_under_way_and_then_comes_back() {
+        let pool = Pool::new(2);
+        let helped = |tasks: usize| {
+            let caller = std::thread::current().id();
+            let by_helper = AtomicU64::new(0);
+            pool.for_each(tasks, |_| {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                by_helper.fetch_add(u64::from(std::thread::current().id() != caller), Ordering::Relaxed);
+            })
+            .unwrap();
+            by_helper.into_inner()
+        };
+        let urgent = pool.urgent();
+        // A helper that had looked just before may take one.
+        assert!(helped(50) <= 1);
+        drop(urgent);
+        assert!(helped(50) > 5);
     }
 
     #[test]

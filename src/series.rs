@@ -137,6 +137,16 @@ pub struct SliceSource {
     pub frame_number: usize,
 }
 
+/// What one frame says of its own pixels, where it has no place in patient space.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Planar {
+    /// Distance of rows and columns; None where nothing says it.
+    pub spacing_mm: Option<[f64; 2]>,
+    /// The rectangle that is an image: `[left, top, right, bottom]` in pixels, the last included (PS3.3 C.8.5.5.1.3); None
+    /// where the frame tells of no regions, empty where none of its regions is an image.
+    pub region: Option<[u32; 4]>,
+}
+
 /// A volume with everything known about it.
 #[derive(Debug, Clone)]
 pub struct Assembled {
@@ -150,6 +160,8 @@ pub struct Assembled {
     pub slots: Vec<Option<usize>>,
     /// For each slice k the instance it came from; None where it is missing.
     pub sources: Vec<Option<SliceSource>>,
+    /// For each slice k what it says of its pixels; frames of one cine may differ (depth, zoom).
+    pub planar: Vec<Planar>,
     /// True place of each slice along the normal.
     pub along_normal_mm: Vec<f64>,
     /// Frames have places in patient space; without, this is a cine.
@@ -614,9 +626,16 @@ impl Growing {
                 frame_number: self.records[n].frame + 1,
             })
         };
+        let planar = |n: &Option<usize>| {
+            n.map_or_else(Planar::default, |n| Planar {
+                spacing_mm: self.records[n].plane.map(|p| [p.row_spacing_mm, p.column_spacing_mm]).or(self.records[n].flat_spacing_mm),
+                region: self.records[n].region,
+            })
+        };
         Ok(Assembled {
             volume,
             sources: arrangement.order.iter().map(source).collect(),
+            planar: arrangement.order.iter().map(planar).collect(),
             window: arrangement.order.iter().flatten().find_map(|n| self.records[*n].window),
             verdict: arrangement.verdict,
             set_aside: arrangement.set_aside,

@@ -132,6 +132,7 @@ fn write_stack(folder: &Path, stack: &Stack, syntax: &TransferSyntax, enhanced: 
         bits_stored: stack.bits,
         thickness_mm: 3.0,
         window: None,
+        regions: Vec::new(),
         more: Vec::new(),
     };
     let pixels: Vec<Vec<u8>> = (0..5i16)

@@ -13,7 +13,7 @@ use scanside::geometry::Verdict;
 use scanside::infer::package::{Models, Trust};
 use scanside::nifti::{NiftiSpec, NiftiWriter};
 use scanside::report::{Device, Report, Status};
-use scanside::series::{AddError, Assembled, Assembler, Completion, Limits, SeriesOutcome};
+use scanside::series::{AddError, Assembled, Assembler, Completion, Limits, Planar, SeriesOutcome};
 use scanside::service::analysis::{Analysed, Analyst, Unread};
 use scanside::study::{Modality, Rejection, RejectionCode, Uid};
 use scanside::volume::{Rescale, Volume, VoxelType};
@@ -34,7 +34,7 @@ pub struct Arguments {
     /// Where the results go; made when it is not there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Which exam; without it, the one for the modality (CT: chest-ct)
+    /// Which exam; without it, the one for the modality (CT: chest-ct, US: ultrasound)
     #[arg(long, value_name = "NAME", value_parser = exam_names())]
     exam: Option<ExamKind>,
     /// Which series, when there are several; without it, the one with the most slices
@@ -128,12 +128,13 @@ fn from_volume(path: &Path, volume: Volume, exam: Option<ExamKind>) -> Result<Fo
     let uid = Uid::derived(&seed);
     let now = Instant::now();
     let result = if finite {
-        let step_mm = volume.spacing().zyx_mm()[0];
+        let [step_mm, row_mm, column_mm] = volume.spacing().zyx_mm();
         Ok(Assembled {
             verdict: Verdict { missing_slices: Vec::new(), set_aside: Vec::new(), tilt_degrees: 0.0, uneven: None },
             set_aside: Vec::new(),
             slots: (0..slices).map(Some).collect(),
             sources: vec![None; slices],
+            planar: vec![Planar { spacing_mm: Some([row_mm, column_mm]), region: None }; slices],
             along_normal_mm: (0..slices).map(|k| k as f64 * step_mm).collect(),
             placed: true,
             calibrated: true,

@@ -243,6 +243,7 @@ fn template(
         bits_stored: quantized.voxel.bytes() as u16 * 8,
         thickness_mm: norm(affine.step(2)),
         window: None,
+        regions: Vec::new(),
         more: Vec::new(),
     };
     if let Volumes::Series(all) = volumes {

@@ -29,6 +29,7 @@ pub mod serve;
 pub mod smooth;
 pub mod stats;
 pub mod status;
+mod stream;
 pub mod threshold;
 pub mod timeseries;
 pub mod update;

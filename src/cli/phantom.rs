@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use scanside::dicom::TransferSyntax;
 use scanside::geometry::Spacing;
 use scanside::nifti::{NiftiSpec, NiftiWriter};
+use scanside::phantom::ultrasound::{Cine, CineOptions, PIXEL_MM};
 use scanside::phantom::{NoduleKind, NoduleWish, Phantom, PhantomOptions};
 use scanside::pool::Pool;
 use scanside::volume::{Rescale, VoxelType};
@@ -17,6 +19,7 @@ use super::{Failure, Steps, print, print_json};
 /// The same options and seed give the same voxels on every machine. Nodules are asked for as KIND:DIAMETER, kinds being
 /// solid, ground-glass, juxtapleural (on the chest wall) and diaphragm.
 ///
+///   scanside phantom --out c --kind ultrasound --frames 300    # a cine instead: c/cine.dcm
 ///   scanside phantom --out p --nodule solid:8 --nodule diaphragm:20
 ///   scanside analyze p/phantom.nii.gz --out p
 #[derive(clap::Args)]
@@ -25,6 +28,15 @@ pub struct Arguments {
     /// Where it goes; made when it is not there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// What is drawn
+    #[arg(long, value_enum, default_value_t = Kind::Chest)]
+    kind: Kind,
+    /// Frames of an ultrasound cine
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    frames: u32,
+    /// Lesions of an ultrasound cine, at most 3
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=3))]
+    lesions: u32,
     /// How the images are written
     #[arg(long, value_enum, default_value_t = Format::Nifti)]
     format: Format,
@@ -79,8 +91,20 @@ fn nodule(text: &str) -> Result<NoduleWish, String> {
     Ok(NoduleWish { kind, diameter_mm })
 }
 
+/// What is drawn.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A chest CT with nodules.
+    Chest,
+    /// An ultrasound cine with lesions, a multi-frame DICOM file.
+    Ultrasound,
+}
+
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    if arguments.kind == Kind::Ultrasound {
+        return ultrasound(&arguments);
+    }
     let pixel_mm = arguments.pixel_mm.unwrap_or(358.4 / arguments.rows.max(1) as f64);
     let spacing = Spacing::new([arguments.slice_mm, pixel_mm, pixel_mm]).map_err(Failure::usage)?;
     let mut options = PhantomOptions {
@@ -120,6 +144,30 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         );
     }
     print(&text)
+}
+
+/// DIR/cine.dcm, and the outlines of every frame in DIR/truth.json.
+fn ultrasound(arguments: &Arguments) -> Result<(), Failure> {
+    let options = CineOptions {
+        seed: arguments.seed,
+        frames: arguments.frames as usize,
+        lesions: arguments.lesions as usize,
+        ..CineOptions::default()
+    };
+    let cannot = |path: &std::path::Path, e: std::io::Error| Failure::Impossible(format!("cannot write {}: {e}", path.display()));
+    std::fs::create_dir_all(&arguments.out).map_err(|e| cannot(&arguments.out, e))?;
+    let cine = Cine::new(options);
+    let syntax = TransferSyntax::find("1.2.840.10008.1.2.1").expect("every box reads explicit little endian");
+    let path = arguments.out.join("cine.dcm");
+    std::fs::write(&path, cine.file(syntax, true).map_err(Failure::impossible)?).map_err(|e| cannot(&path, e))?;
+    let frames: Vec<_> = (0..options.frames).map(|k| cine.truth(k)).collect();
+    let truth = json!({ "seed": options.seed, "pixel_mm": PIXEL_MM, "frames": frames });
+    let path = arguments.out.join("truth.json");
+    std::fs::write(&path, format!("{truth:#}\n")).map_err(|e| cannot(&path, e))?;
+    if arguments.json {
+        return print_json(&truth);
+    }
+    print(&format!("{} frames of {} lesions in {}\n", options.frames, options.lesions, arguments.out.join("cine.dcm").display()))
 }
 
 fn write_dicom(phantom: &Phantom, folder: &std::path::Path, pool: &Pool) -> Result<(), Failure> {

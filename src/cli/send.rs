@@ -34,6 +34,12 @@ pub struct Arguments {
     /// The local socket of a scanside service on this machine.
     #[arg(long, value_name = "PATH", conflicts_with = "echo")]
     socket: Option<PathBuf>,
+    /// Sends the frames of a cine as a live stream, so many a second, to the ultrasound exam of the service
+    #[arg(long, value_name = "FPS", requires = "socket", value_parser = frames_a_second)]
+    fps: Option<f64>,
+    /// Sends the cine so many times over
+    #[arg(long, value_name = "N", requires = "fps", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
     /// Our AE title.
     #[arg(long, value_name = "TITLE", default_value = "SCANSIDE-SCU", value_parser = AeTitle::parse)]
     aet: AeTitle,
@@ -53,6 +59,9 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    if let (Some(socket), Some(path), Some(fps)) = (&arguments.socket, &arguments.path, arguments.fps) {
+        return super::stream::send_live(socket, path, fps, arguments.repeat as usize, arguments.json);
+    }
     if let (Some(socket), Some(path)) = (&arguments.socket, &arguments.path) {
         return send_path(&Way::Socket(socket, arguments.attempts.into()), path, arguments.json);
     }
@@ -73,6 +82,11 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(path) => send_path(&Way::Dicom(&peer), path, arguments.json),
         None => Ok(()),
     }
+}
+
+fn frames_a_second(text: &str) -> Result<f64, String> {
+    let fps: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if (0.1..=1000.0).contains(&fps) { Ok(fps) } else { Err("0.1 to 1000 frames a second".into()) }
 }
 
 fn resolve(address: &str) -> Result<SocketAddr, Failure> {

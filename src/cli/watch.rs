@@ -29,6 +29,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 ///   scanside watch --socket /run/scanside.sock
 ///   scanside watch --serial /dev/ttyUSB0 --json --count 1     # one report, one line of JSON
 ///   scanside watch --socket /run/scanside.sock --from 1       # all that the box still has
+///   scanside watch --socket /run/scanside.sock --live         # the lesions of a live stream, frame by frame
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Arguments {
@@ -58,6 +59,9 @@ pub struct Arguments {
     /// acknowledging it prints nothing twice.
     #[arg(long, value_name = "FILE", requires = "serial")]
     state: Option<PathBuf>,
+    /// Shows what live ultrasound streams show, frame by frame and without acknowledging anything; --count counts frames.
+    #[arg(long, requires = "socket")]
+    live: bool,
     /// One report per line, as JSON (schema scanside.report/1).
     #[arg(long)]
     json: bool,
@@ -66,6 +70,9 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut printer = Printer { json: arguments.json, left: arguments.count.unwrap_or(u64::MAX), table: false };
+    if let (Some(path), true) = (&arguments.socket, arguments.live) {
+        return watch_live(&arguments, path);
+    }
     match (&arguments.socket, &arguments.serial) {
         (Some(path), _) => watch_socket(&arguments, path, &mut printer),
         (None, Some(device)) => watch_serial(&arguments, device, &mut printer),
@@ -122,6 +129,40 @@ fn watch_serial(arguments: &Arguments, device: &Path, printer: &mut Printer) -> 
     }
     if !receiver.settle(SETTLE) {
         eprintln!("scanside: the box has not confirmed the last acknowledgement; it may send that report again");
+    }
+    Ok(())
+}
+
+/// Looks at live streams, the newest first; those in between are passed over when this is slower than they come.
+fn watch_live(arguments: &Arguments, path: &Path) -> Result<(), Failure> {
+    let mut client = Client::connect(path, "scanside watch --live").map_err(Failure::impossible)?;
+    client.look().map_err(Failure::impossible)?;
+    let mut left = arguments.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let deadline = arguments.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let Some((_, look)) = client.next_look(deadline).map_err(Failure::impossible)? else {
+            if arguments.timeout.is_none() {
+                continue;
+            }
+            return match arguments.count {
+                None => Ok(()),
+                Some(count) => Err(Failure::Impossible(format!("{} of {count} frames came", count - left))),
+            };
+        };
+        left -= 1;
+        let text = String::from_utf8_lossy(&look).replace(['\n', '\r'], " ");
+        if arguments.json {
+            super::print(&format!("{text}\n"))?;
+            continue;
+        }
+        let look: serde_json::Value = serde_json::from_str(&text).map_err(|e| Failure::Impossible(format!("a look cannot be understood: {e}")))?;
+        let mut line = format!("frame {:>6}  {:>5.1} ms", look["frame"], look["latency_ms"].as_f64().unwrap_or(0.0));
+        for lesion in look["lesions"].as_array().into_iter().flatten() {
+            let number = |key: &str| lesion[key].as_f64().unwrap_or(0.0);
+            let unit = lesion["unit"].as_str().unwrap_or_default();
+            line += &format!("   lesion {}: {:.1} x {:.1} {unit}, {:.2}", lesion["track"], number("long_axis"), number("short_axis"), number("confidence"));
+        }
+        super::print(&(line + "\n"))?;
     }
     Ok(())
 }

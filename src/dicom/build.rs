@@ -13,6 +13,7 @@ use dicom_object::mem::InMemElement;
 use dicom_transfer_syntax_registry::entries;
 
 use super::file;
+use super::header::UltrasoundRegion;
 use super::transfer::{Codec, TransferSyntax};
 use crate::geometry::Plane;
 use crate::study::{Modality, Uid};
@@ -49,6 +50,8 @@ pub struct SeriesTemplate {
     pub thickness_mm: f64,
     /// A window to show the images in: centre, width.
     pub window: Option<[f64; 2]>,
+    /// Calibrated regions of ultrasound images.
+    pub regions: Vec<UltrasoundRegion>,
     /// More top-level elements, replacing those made here: tag, value representation, text.
     pub more: Vec<(Tag, [u8; 2], String)>,
 }
@@ -255,6 +258,9 @@ impl SeriesTemplate {
             out.push(text(tags::WINDOW_CENTER, VR::DS, decimal_string(centre)));
             out.push(text(tags::WINDOW_WIDTH, VR::DS, decimal_string(width)));
         }
+        if !self.regions.is_empty() {
+            out.push(sequence(tags::SEQUENCE_OF_ULTRASOUND_REGIONS, self.regions.iter().map(region).collect()));
+        }
         for (tag, vr, value) in &self.more {
             let vr = VR::from_binary(*vr).unwrap_or(VR::LO);
             out.push(text(*tag, vr, value));
@@ -319,6 +325,28 @@ impl SeriesTemplate {
         }
         Ok(out)
     }
+}
+
+/// PS3.3 C.8.5.5: a two-dimensional region of tissue, lengths in centimetres.
+fn region(region: &UltrasoundRegion) -> InMemDicomObject {
+    let words = |tag, v: u16| DataElement::new(tag, VR::US, PrimitiveValue::from(v));
+    let longs = |tag, v: u32| DataElement::new(tag, VR::UL, PrimitiveValue::from(v));
+    let [left, top, right, bottom] = region.box_pixels;
+    let mut out = vec![
+        words(tags::REGION_SPATIAL_FORMAT, region.spatial_format),
+        words(tags::REGION_DATA_TYPE, 1),
+        longs(tags::REGION_FLAGS, 0),
+        longs(tags::REGION_LOCATION_MIN_X0, left),
+        longs(tags::REGION_LOCATION_MIN_Y0, top),
+        longs(tags::REGION_LOCATION_MAX_X1, right),
+        longs(tags::REGION_LOCATION_MAX_Y1, bottom),
+    ];
+    if let Some([y, x]) = region.spacing_mm {
+        let real = |tag, mm: f64| DataElement::new(tag, VR::FD, PrimitiveValue::from(mm / 10.0));
+        out.extend([words(tags::PHYSICAL_UNITS_X_DIRECTION, 3), words(tags::PHYSICAL_UNITS_Y_DIRECTION, 3)]);
+        out.extend([real(tags::PHYSICAL_DELTA_X, x), real(tags::PHYSICAL_DELTA_Y, y)]);
+    }
+    object(out)
 }
 
 /// One frame as RLE (PS3.5 annex G): the high bytes of all pixels, then the low ones, each row packed by itself.

@@ -78,7 +78,7 @@ pub struct FrameHeader {
 /// A calibrated region of an ultrasound frame (PS3.3 C.8.5.5).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UltrasoundRegion {
-    /// Region Spatial Format: 1 tissue, 2 colour flow, 3 spectral, 4 wave form.
+    /// Region Spatial Format: 1 two-dimensional, 2 M-mode, 3 spectral, 4 wave form, 5 graphics.
     pub spatial_format: u16,
     /// `[left, top, right, bottom]` in pixels, the last included.
     pub box_pixels: [u32; 4],

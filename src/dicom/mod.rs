@@ -20,5 +20,6 @@ pub mod negotiation;
 pub use dicom_core::Tag;
 pub use dicom_dictionary_std::tags;
 pub use header::{FrameHeader, Header, PixelFormat, UltrasoundRegion};
+pub use pixels::luminance;
 pub use instance::{INSTANCE_BYTES_MAX, Instance};
 pub use transfer::{Codec, TransferSyntax, decodable_transfer_syntaxes};

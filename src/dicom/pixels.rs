@@ -361,8 +361,8 @@ fn colour_transform(jpeg: &[u8], photometric: &str) -> Option<jpeg_decoder::Colo
     (photometric == "RGB").then_some(RGB)
 }
 
-/// ITU-R BT.601.
-fn luminance([r, g, b]: [u32; 3]) -> u32 {
+/// Luminance by ITU-R BT.601, of the width of the components.
+pub fn luminance([r, g, b]: [u32; 3]) -> u32 {
     (299 * r + 587 * g + 114 * b + 500) / 1000
 }
 

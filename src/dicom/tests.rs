@@ -22,6 +22,7 @@ fn template(voxel: VoxelType, bits_stored: u16) -> SeriesTemplate {
         bits_stored,
         thickness_mm: 2.5,
         window: Some([-600.0, 1600.0]),
+        regions: Vec::new(),
         more: Vec::new(),
     }
 }

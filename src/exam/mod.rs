@@ -4,8 +4,11 @@
 //! of threads, streamed or at once.
 
 pub mod attempt;
+mod callipers;
 pub mod chest_ct;
+mod hull;
 pub mod registry;
+pub mod ultrasound;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Progress;
 use super::attempt::{self, Attempt, AttemptError};
 use super::chest_ct::{ChestCt, LungSlice};
+use super::ultrasound::Ultrasound;
 use crate::infer::package::{Models, PackageError};
 use crate::pool::Pool;
 use crate::series::Assembled;
@@ -18,16 +19,19 @@ use crate::study::{Modality, Rejection, RejectionCode, Uid};
 pub enum ExamKind {
     /// Lungs and nodules in chest CT.
     ChestCt,
+    /// Focal lesions in ultrasound cines and live streams.
+    Ultrasound,
 }
 
 impl ExamKind {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::ChestCt];
+    pub const ALL: [Self; 2] = [Self::ChestCt, Self::Ultrasound];
 
     /// As reports, settings and the command line have it: `chest-ct`.
     pub fn name(self) -> &'static str {
         match self {
             Self::ChestCt => ChestCt::NAME,
+            Self::Ultrasound => Ultrasound::NAME,
         }
     }
 
@@ -40,6 +44,7 @@ impl ExamKind {
     pub fn modality(self) -> Modality {
         match self {
             Self::ChestCt => Modality::Ct,
+            Self::Ultrasound => Modality::Us,
         }
     }
 
@@ -53,6 +58,7 @@ impl ExamKind {
 /// Exams with their model packages, ready to run.
 pub struct Exams {
     chest_ct: Option<ChestCt>,
+    ultrasound: Option<Ultrasound>,
     named: Option<ExamKind>,
 }
 
@@ -81,7 +87,11 @@ impl Exams {
     /// [`PackageError`]
     pub fn load(models: &Models, kinds: &[ExamKind]) -> Result<Self, PackageError> {
         let wanted = |kind| kinds.contains(&kind);
-        Ok(Self { chest_ct: wanted(ExamKind::ChestCt).then(|| ChestCt::load(models)).transpose()?, named: None })
+        Ok(Self {
+            chest_ct: wanted(ExamKind::ChestCt).then(|| ChestCt::load(models)).transpose()?,
+            ultrasound: wanted(ExamKind::Ultrasound).then(|| Ultrasound::load(models)).transpose()?,
+            named: None,
+        })
     }
 
     /// Loads one exam, which every series gets.
@@ -96,6 +106,7 @@ impl Exams {
     pub fn choose(&self, modality: Modality) -> Option<ExamKind> {
         let has = |kind: &ExamKind| match kind {
             ExamKind::ChestCt => self.chest_ct.is_some(),
+            ExamKind::Ultrasound => self.ultrasound.is_some(),
         };
         self.named.or_else(|| ExamKind::ALL.into_iter().filter(has).find(|kind| kind.modality() == modality))
     }
@@ -105,9 +116,15 @@ impl Exams {
         self.chest_ct.as_ref()
     }
 
+    /// The ultrasound exam, when it is loaded.
+    pub fn ultrasound(&self) -> Option<&Ultrasound> {
+        self.ultrasound.as_ref()
+    }
+
     /// Bytes of memory that the networks of the largest exam hold: studies are analysed one after the other.
     pub fn network_bytes(&self) -> usize {
-        self.chest_ct.as_ref().map_or(0, ChestCt::network_bytes)
+        let chest_ct = self.chest_ct.as_ref().map_or(0, ChestCt::network_bytes);
+        chest_ct.max(self.ultrasound.as_ref().map_or(0, Ultrasound::network_bytes))
     }
 
     /// Runs the exam for this series; None when there is none.
@@ -123,6 +140,7 @@ impl Exams {
         }
         match kind {
             ExamKind::ChestCt => self.chest_ct.as_ref().map(|exam| attempt::chest_ct(exam, work)),
+            ExamKind::Ultrasound => self.ultrasound.as_ref().map(|exam| exam.attempt(work)),
         }
     }
 }

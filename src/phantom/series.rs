@@ -29,6 +29,7 @@ impl Phantom {
             bits_stored: 16,
             thickness_mm: self.grid.spacing().zyx_mm()[0],
             window: Some([-600.0, 1500.0]),
+            regions: Vec::new(),
             more: Vec::new(),
         }
     }

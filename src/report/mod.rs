@@ -182,9 +182,21 @@ pub struct VolumeUsed {
     /// Shear of the stack by a tilted gantry; the affine expresses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tilt_degrees: Option<f64>,
+    /// For frames without a place in patient space; distances between slices, and the affine, are by decree then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cine: Option<CineUsed>,
     /// Smallest and largest distance between slices, where they differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uneven_mm: Option<[f64; 2]>,
+}
+
+/// Frames in time, of a projection or a moving cut.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CineUsed {
+    /// Time between frames, where the images tell.
+    pub frame_time_ms: Option<f64>,
+    /// The size of a pixel is known in all frames; where it is not, measures are in pixels.
+    pub calibrated: bool,
 }
 
 /// An image that came with the series and is no part of its volume.
@@ -202,7 +214,7 @@ impl VolumeUsed {
     /// A whole volume on this grid.
     pub fn whole(grid: &Grid) -> Self {
         Self { shape: grid.shape, spacing_mm: grid.spacing(), affine_lps: grid.affine, missing_slices: Vec::new(),
-            set_aside: Vec::new(), tilt_degrees: None, uneven_mm: None }
+            set_aside: Vec::new(), tilt_degrees: None, cine: None, uneven_mm: None }
     }
 }
 

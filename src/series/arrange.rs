@@ -36,6 +36,8 @@ pub struct FrameRecord {
     pub pass: [i64; 4],
     /// Distance of rows and columns for a frame without a place; None where nothing says it.
     pub flat_spacing_mm: Option<[f64; 2]>,
+    /// The region of an ultrasound frame that is an image; None where the frame does not tell of regions.
+    pub region: Option<[u32; 4]>,
     /// Fingerprint of its stored values ([`fingerprint`]).
     pub content: u64,
 }
@@ -44,10 +46,12 @@ impl FrameRecord {
     /// Frame `n` of an instance.
     pub fn new(header: &Header, n: usize, content: u64) -> Self {
         let frame = &header.frames[n];
-        // The calibrated region of tissue or flow, the largest one; else what the image as a whole says.
+        // The two-dimensional region, the largest one; its scale, else what the image as a whole says.
         let area = |b: [u32; 4]| u64::from(b[2].saturating_sub(b[0])) * u64::from(b[3].saturating_sub(b[1]));
-        let regions = header.ultrasound_regions.iter().filter(|r| r.spacing_mm.is_some());
-        let region = regions.max_by_key(|r| area(r.box_pixels)).and_then(|r| r.spacing_mm);
+        let images = header.ultrasound_regions.iter().filter(|r| r.spatial_format <= 1);
+        let image = images.max_by_key(|r| (area(r.box_pixels), r.spacing_mm.is_some()));
+        // A frame of curves alone has regions, and none of them is an image.
+        let region = (!header.ultrasound_regions.is_empty()).then(|| image.map_or([0; 4], |r| r.box_pixels));
         Self {
             sop_class: header.sop_class.clone(),
             sop_instance: header.sop_instance.clone(),
@@ -61,7 +65,8 @@ impl FrameRecord {
             rescale: frame.rescale,
             window: frame.window,
             pass: frame.pass,
-            flat_spacing_mm: region.or(header.pixel_spacing_mm),
+            flat_spacing_mm: image.and_then(|r| r.spacing_mm).or(header.pixel_spacing_mm),
+            region,
             content,
         }
     }

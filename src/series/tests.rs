@@ -55,6 +55,7 @@ impl Image {
             bits_stored: 16,
             thickness_mm: 5.0,
             window: None,
+            regions: Vec::new(),
             more: self.more.clone(),
         };
         let pixels: Vec<u8> = self.value.to_le_bytes().repeat(self.size[0] * self.size[1]);

@@ -15,7 +15,7 @@ use crate::exam::{ExamError, LabelMap, Progress};
 use crate::geometry::Affine;
 use crate::infer::engine::EngineError;
 use crate::pool::{Fault, Pool};
-use crate::report::{Device, ModelUsed, Reason, Report, Results, SetAside, Subject, VolumeUsed};
+use crate::report::{CineUsed, Device, ModelUsed, Reason, Report, Results, SetAside, Subject, VolumeUsed};
 use crate::series::{Assembled, SeriesOutcome};
 use crate::study::{Modality, Rejection, Uid};
 use crate::volume::Volume;
@@ -76,6 +76,16 @@ impl Analyst {
     /// Starts the pool.
     pub fn new(exams: Exams, threads: usize, device: Device, scratch: PathBuf) -> Self {
         Self { exams, pool: Pool::new(threads), device, scratch, early: EarlySlices::default() }
+    }
+
+    /// The threads that all analysis shares.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The box, as reports name it.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The exams.
@@ -211,6 +221,10 @@ fn volume_used(assembled: &Assembled) -> VolumeUsed {
     let mut used = VolumeUsed::whole(&assembled.volume.grid());
     used.missing_slices = assembled.verdict.missing_slices.iter().map(|k| *k as u32).collect();
     used.tilt_degrees = assembled.verdict.is_tilted().then_some(assembled.verdict.tilt_degrees);
+    used.cine = (!assembled.placed).then(|| CineUsed {
+        frame_time_ms: assembled.frame_time_ms,
+        calibrated: assembled.planar.iter().all(|frame| frame.spacing_mm.is_some()),
+    });
     used.uneven_mm = assembled.verdict.uneven.map(|uneven| [uneven.smallest_mm, uneven.largest_mm]);
     used.set_aside = assembled
         .set_aside
@@ -231,6 +245,7 @@ pub struct EarlySegmenter<'a> {
 impl EarlySegmenter<'_> {
     /// Segments one slice and remembers it for its series' exam.
     pub fn segment(&mut self, early: EarlySlice) {
+        self.analyst.pool.step_aside();
         let [_, rows, columns] = early.reader.shape();
         let Ok(plane) = PlaneGeometry::of(early.reader.shape(), &early.reader.affine()) else { return };
         self.slice.resize(rows * columns, 0.0);

@@ -8,6 +8,7 @@
 mod admission;
 pub mod analysis;
 mod line;
+pub mod live;
 pub mod supervisor;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use self::admission::Admission;
 use self::analysis::{Analyst, EarlySlice};
 use self::line::{Job, Line};
+use self::live::{LIVE_BYTES, Live, LiveStats, LiveStatus};
 use self::supervisor::{Hearts, memory_kib};
 use crate::config::{MemoryPlan, OverBudget, Settings};
 use crate::dicom::negotiation::AeTitle;
@@ -107,6 +109,7 @@ pub struct Service {
     dicom: Option<DicomServer>,
     inbox: Option<InboxWatcher>,
     socket: Option<SocketServer>,
+    live: Arc<Live>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
     /// Keeps the line's channel open until the doors are closed.
     spool: Option<Arc<Spool>>,
@@ -122,6 +125,7 @@ struct Shared {
     started: Instant,
     reported: AtomicU64,
     working_on: Mutex<Option<(Uid, Progress)>>,
+    live: LiveStats,
     plan: MemoryPlan,
 }
 
@@ -136,6 +140,8 @@ pub struct Status {
     pub reported: u64,
     /// The series an exam works on: its UID, stage, steps done and of how many.
     pub working_on: Option<(Uid, &'static str, usize, usize)>,
+    /// Live streams.
+    pub live: LiveStatus,
     /// The journal and its receivers.
     pub journal: crate::report::journal::JournalStatus,
     /// Peak memory of the process, MiB.
@@ -182,10 +188,12 @@ impl Service {
             started: Instant::now(),
             reported: AtomicU64::new(0),
             working_on: Mutex::default(),
+            live: LiveStats::default(),
             plan,
             settings,
         });
-        let mut service = Self { shared, dicom: None, inbox: None, socket: None, threads: Vec::new(), spool: Some(Arc::clone(&spool)) };
+        let live = Arc::new(Live::new(Arc::clone(&shared)));
+        let mut service = Self { shared, live, dicom: None, inbox: None, socket: None, threads: Vec::new(), spool: Some(Arc::clone(&spool)) };
         service.start_line(&spool, arrivals, &scratch)?;
         // Only now that the line reads: there may be more of them than the channel holds.
         let lost = crate::ingest::spool::Arrival::Lost(crate::ingest::SourceId::RECOVERED);
@@ -251,6 +259,7 @@ impl Service {
             inbox.shutdown();
         }
         self.socket = None;
+        self.live.stop();
         self.spool = None;
         for (name, thread) in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -349,7 +358,7 @@ impl Service {
             let shared = Arc::clone(&self.shared);
             let services = Services {
                 intake,
-                frames: None,
+                frames: self.shared.analyst.exams().ultrasound().map(|_| Arc::clone(&self.live) as _),
                 journal: Arc::clone(&self.shared.journal),
                 status: Arc::new(move || serde_json::json!(shared.status())),
                 device_name: self.shared.settings.device.name.clone(),
@@ -437,6 +446,7 @@ impl Shared {
             uptime_s: self.started.elapsed().as_secs(),
             reported,
             working_on: working_on.map(|(series, p)| (series, p.stage, p.done, p.total)),
+            live: self.live.status(),
             journal,
             memory_peak_mib: memory_kib().0 / 1024,
             memory_budget_mib: self.settings.memory.budget_mib,
@@ -472,6 +482,9 @@ fn memory_plan(settings: &Settings, analyst: &Analyst) -> MemoryPlan {
     plan.add("assembling", 2 * instance_bytes);
     plan.add("networks", analyst.exams().network_bytes() as u64);
     plan.add("exam", EXAM_BYTES);
+    if let Some(exam) = analyst.exams().ultrasound().filter(|_| settings.socket.path.is_some()) {
+        plan.add("live streams", LIVE_BYTES + 2 * exam.network_bytes() as u64);
+    }
     plan
 }
 

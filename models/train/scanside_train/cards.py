@@ -126,3 +126,42 @@ the detector errs less than elsewhere. It says nothing about malignancy.
 
 {ATTRIBUTION}
 {NOT_A_DEVICE}"""
+
+
+def us_lesion(results):
+    return f"""# us-lesion
+
+Focal lesions (nodules) in B-mode ultrasound, frame by frame. **Trained on simulation only: no frame of a patient was seen.**
+
+- Input `[1, 1, 256, 256]`: one frame, grey 0..255 to 0..1, square pixels, the field (what the transducer draws) in the middle
+  with its longer side over 70 to 100 % of the frame, 0 outside the field; writing and marks taken out.
+- Output `[1, 1, 256, 256]`: logit of a lesion at each pixel.
+- A 2-D U-Net of four poolings, 0.35 GMAC a frame, int8 (QDQ, opset 13). It knows no millimetres.
+
+## The reference way to use it
+
+Pixels above 0 (probability 0.5) that touch by an edge are a candidate; its confidence is the mean probability over them. Those of at
+least `pixels_min` pixels and `candidate_min` are lesions of the frame; `confidence_min` and `frames_min` hold for the mean and the number
+of its frames in a cine. `scanside_train/eval_us.py` measures it; the box's exam does the same and follows each lesion.
+
+## Training
+
+`scanside_train/bmode.py`: complex Gaussian scatterers in layered tissue with fascia, muscle, vessels, bone, gas, poor contact; a pulse
+whose lateral width depends on depth and focus; attenuation, time gain, reverberation, clutter, noise, compounding, log compression; linear, convex
+and phased fields of 25 to 150 mm depth. Lesions of 3 to 40 mm: darker (6 to 20 dB), brighter (6 to 12 dB) or of equal
+brightness with a dark rim; round to lobulated; with enhancement, shadow or neither below. Vessels, shadows and fascia are not
+lesions. Outlines are exact, since they are drawn.
+
+## Measured
+
+{_results(results)}
+## Limits
+
+Simulated tissue is simpler than tissue: figures on it flatter. What real lesions of a real organ need (data, an expert's outlines) is not
+here; a site that wants to use this must measure it on its own images first. Cysts without any echo, calcification alone, colour
+flow over the image and frozen images with callipers drawn in were not trained on.
+
+## What it is not
+
+No medical device. Made from no patient; not validated for diagnosis; not to be used to decide about a patient.
+"""

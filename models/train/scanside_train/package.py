@@ -1,4 +1,4 @@
-"""Checkpoint -> models/lung-seg or models/nodule-detect.
+"""Checkpoint -> models/lung-seg, models/nodule-detect or models/us-lesion.
 
     python -m scanside_train.package lung-seg --work FOLDER --out models/lung-seg [--weights FILE] [--results card.md]
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import cards, detect, export, nets, nodules, patches, train_lungs
+from . import bmode, cards, detect, export, nets, nodules, patches, train_lungs
 
 DATA = ("4D-Lung 113_HM10395 (CC BY 3.0, doi 10.7937/K9/TCIA.2016.ELN8YGLE); Lung-PET-CT-Dx A0001 (CC BY 4.0, doi "
         "10.7937/TCIA.2020.NNC2-0461); LIDC-IDRI-0314 and LIDC-IDRI-0002 (CC BY 3.0, doi 10.7937/K9/TCIA.2015.LO9QL9SX); "
@@ -125,9 +125,36 @@ def package_nodules(options):
         }, not options.float)
 
 
+def package_ultrasound(options):
+    network = restore(nets.us_net(), options.weights or options.work / "us-lesion.pt")
+    size = bmode.SIZE
+    shape = (1, 1, size, size)
+    frames = [bmode.sample(seed)[0].astype(np.float32)[None, None] / 255 for seed in range(500_000, 500_048)]
+    return export.package(
+        network, shape, frames[1:], frames[0], options.out, cards.us_lesion(options.results),
+        top("us-lesion", "segmentation", options.version, "Focal lesions in B-mode ultrasound, one frame at a time"),
+        {
+            "input": {
+                "modality": "US", "channels": ["B-mode"], "dimensions": 2, "spacing_mm": [0.0, 0.0, 0.0],
+                "orientation": "LPS", "shape": list(shape), "window": [0.0, 255.0], "range": [0.0, 1.0],
+                "pad_value": 0.0, "halo": [0, 0, 0], "centre": "field", "resample": "box-then-linear",
+            },
+            "output": {"kind": "sigmoid", "labels": ["background", "lesion"], "stride": [1, 1, 1], "names": ["logits"]},
+            "thresholds": {"candidate_min": options.candidate, "confidence_min": options.confidence, "frames_min": 3.0,
+                           "pixels_min": 16.0},
+            "cost": {"macs_per_run": nets.macs(network.spec, (size, size))},
+            "provenance": {
+                "training_data": "simulated B-mode frames only (scanside_train/bmode.py); no patient's image",
+                "date": datetime.date.today().isoformat(),
+                "command": "python -m scanside_train.train_us, then package us-lesion",
+                "intended_use": "research; not a medical device",
+            },
+        })
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("lung-seg", "nodule-detect"))
+    parser.add_argument("model", choices=("lung-seg", "nodule-detect", "us-lesion"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
@@ -135,9 +162,12 @@ def main():
     parser.add_argument("--float", action="store_true", help="the float network alone, to measure int8 beside it")
     parser.add_argument("--version", default="0.1.0")
     parser.add_argument("--candidate-logit", type=float, default=-3.0)
+    parser.add_argument("--candidate", type=float, default=0.5, help="us-lesion: least mean probability of a lesion in a frame")
+    parser.add_argument("--confidence", type=float, default=0.5, help="us-lesion: least mean over its frames")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cost = package_lungs(options) if options.model == "lung-seg" else package_nodules(options)
+    make = {"lung-seg": package_lungs, "nodule-detect": package_nodules, "us-lesion": package_ultrasound}
+    cost = make[options.model](options)
     for name, (mean, largest, bias) in cost.items():
         print(f"{name}: int8 against float, mean difference {mean:.4f}, largest {largest:.4f}, bias {bias:+.4f}")
     print(f"{sum(p.stat().st_size for p in options.out.rglob('*') if p.is_file()) / 2 ** 20:.2f} MiB")

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import torch
 
-from scanside_train import detect, export, froc, lungs, nets, nodules, patches, prepare, readers, train_nodules
+from scanside_train import bmode, detect, eval_us, export, froc, lungs, nets, nodules, patches, prepare, readers, train_nodules
 
 
 def volume(path, shape=(8, 9, 10), affine=None, value=1.0):
@@ -97,6 +97,38 @@ class Targets(unittest.TestCase):
         inside = hu > -450
         self.assertTrue(np.allclose(np.argwhere(inside).mean(0), made.centre, atol=0.3))
         self.assertLess(abs(np.cbrt(6 * inside.sum() * 1.5 ** 3 / math.pi) / 10.0 - 1), 0.1)
+
+
+class Ultrasound(unittest.TestCase):
+    def test_a_seed_is_a_frame_and_its_labels_are_the_lesions_outlines(self):
+        for seed in range(40):
+            image, labels, scene = bmode.sample(seed)
+            if not scene.lesions:
+                self.assertFalse(labels.any())
+                continue
+            again, same, _ = bmode.sample(seed)
+            self.assertTrue((image == again).all() and (labels == same).all())
+            lesion = scene.lesions[0]
+            area = (labels == 1).sum() * scene.mm ** 2
+            self.assertLess(abs(np.sqrt(4 * area / np.pi) / lesion.diameter - 1), 0.25)
+            self.assertFalse(image[~scene.inside].any())
+            return
+
+    def test_a_moved_frame_has_moved_labels(self):
+        for seed in range(60):
+            scene = bmode.Scene(seed)
+            _, still = scene.frame()
+            _, moved = scene.frame(shift=(6 * scene.mm, 0.0))
+            rows, columns = np.nonzero(still == 1)
+            if len(rows) and columns.max() < 200 and (moved == 1).sum() > 0.95 * len(rows):
+                self.assertLess(abs(np.nonzero(moved == 1)[1].mean() - columns.mean() - 6), 0.7)
+                return
+        self.fail("no seed shows a lesion with room to move")
+
+    def test_the_operating_point_counts_false_positives_by_frame(self):
+        candidates = [(0.9, (0, 1)), (0.8, None), (0.7, (1, 1)), (0.6, None), (0.5, (2, 1))]
+        self.assertEqual(eval_us.operating_point(candidates, 4, 10, 0.1), (0.7, 0.5))
+        self.assertEqual(eval_us.operating_point(candidates, 4, 10, 0.2), (0.5, 0.75))
 
 
 class Measure(unittest.TestCase):

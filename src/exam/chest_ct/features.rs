@@ -4,7 +4,7 @@ use ndarray::Array3;
 
 use super::candidates::{Candidate, NO_HEAT};
 use super::distance;
-use super::outline::Axes;
+use crate::exam::callipers::Axes;
 
 /// Names of the features, in the order [`compute`] gives them. Names stay; new ones are added.
 pub const NAMES: &[&str] = &[

@@ -5,7 +5,7 @@
 
 use ndarray::{Array2, ArrayViewD, ArrayViewMut2, IxDyn};
 
-use super::hull::hull_rows;
+use crate::exam::hull::hull_rows;
 use crate::finding::Laterality;
 use crate::geometry::{Affine, cross};
 use crate::infer::engine::{EngineError, Session};

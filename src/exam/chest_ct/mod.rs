@@ -8,11 +8,9 @@ pub mod blobs;
 pub mod candidates;
 mod distance;
 pub mod features;
-mod hull;
 pub mod lungs;
 mod measure;
 mod nodule;
-mod outline;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use ndarray::Array3;
 use super::candidates::Candidate;
 use super::features::{self, Region};
 use super::lungs::Lungs;
-use super::outline::{Axes, axes};
+use crate::exam::callipers::{Axes, axes};
 use super::distance;
 use crate::finding::Laterality;
 use crate::volume::{Rescale, Volume};

@@ -191,6 +191,29 @@ impl Client {
         }
     }
 
+    /// Asks for looks at live streams; they come by [`Client::next_look`].
+    ///
+    /// # Errors
+    /// As [`Client::push`].
+    pub fn look(&mut self) -> Result<(), ClientError> {
+        match self.ask(&Request::Look, &[])? {
+            (Reply::Done, _) => Ok(()),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// The next look at a live stream: its number and one line of JSON; `None` when none came by `deadline`.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`] and [`ClientError::Protocol`].
+    pub fn next_look(&mut self, deadline: Instant) -> Result<Option<(u64, Vec<u8>)>, ClientError> {
+        match self.read_reply(deadline)? {
+            None => Ok(None),
+            Some((Reply::Look { number }, json)) => Ok(Some((number, json))),
+            Some((other, _)) => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Says that nothing more comes of what was handed in.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::SourceId;
-use crate::study::{Rejection, Uid};
+use super::{IntakeError, SourceId};
+use crate::study::Uid;
 
 pub use client::{Client, ClientError, Hello, Pushed, push_files};
 pub use server::{Services, SocketConfig, SocketError, SocketServer};
@@ -69,6 +69,8 @@ pub enum Request {
         /// Its name.
         receiver: String,
     },
+    /// Send a look at what live streams show, frame by frame. Answered by `done`; `look` frames follow.
+    Look,
     /// How the service is.
     Status,
 }
@@ -107,6 +109,11 @@ pub enum Reply {
         /// Its number.
         sequence: u64,
     },
+    /// No reply: the body is what a live stream showed in one frame, one line of JSON.
+    Look {
+        /// Its number; those in between came too fast for this connection.
+        number: u64,
+    },
     /// To `ack`: on disk.
     Acknowledged {
         /// The number.
@@ -134,8 +141,12 @@ pub struct FrameHeader {
     pub pixel: Pixel,
     /// Microseconds since any moment that stays the same for the connection; must not go back.
     pub time_us: u64,
-    /// Millimetres between rows, and between columns.
-    pub spacing_mm: [f64; 2],
+    /// Millimetres between rows, and between columns; absent where nobody knows, and measures are in pixels then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spacing_mm: Option<[f64; 2]>,
+    /// The part of the frame that is an image: `[left, top, right, bottom]`, the last included; absent where it is to be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<[u32; 4]>,
 }
 
 impl FrameHeader {
@@ -146,7 +157,7 @@ impl FrameHeader {
             Pixel::Rgb8 => 3,
         };
         let bytes = usize::from(self.rows) * usize::from(self.columns) * sample_bytes;
-        let spaced = self.spacing_mm.iter().all(|s| *s > 0.0 && *s <= 100.0);
+        let spaced = self.spacing_mm.iter().flatten().all(|s| *s > 0.0 && *s <= 100.0);
         (spaced && bytes > 0 && bytes <= FRAME_BYTES_MAX).then_some(bytes)
     }
 }
@@ -170,16 +181,20 @@ pub struct RawFrame<'a> {
     pub pixels: &'a [u8],
 }
 
-/// Where live frames go. Called from the connection's thread; blocking is the back-pressure.
+/// Where live frames go. Called from the connection's thread, and never blocks it: the newest frame wins.
 pub trait FrameSink: Send + Sync {
-    /// Takes a frame.
+    /// Takes a frame; the first of a source opens its stream.
     ///
     /// # Errors
-    /// [`Rejection`]: the frame makes no sense in this stream.
-    fn frame(&self, source: SourceId, frame: RawFrame<'_>) -> Result<(), Rejection>;
+    /// [`IntakeError`]: the frame makes no sense in this stream, or there is no room for one more stream.
+    fn frame(&self, source: SourceId, frame: RawFrame<'_>) -> Result<(), IntakeError>;
 
     /// No more frames come from this source.
     fn finished(&self, source: SourceId);
+
+    /// The newest look at any stream after number `after`, one line of JSON, or None when there is none within `wait`. Looks
+    /// in between are passed over: whoever watches sees the newest.
+    fn look(&self, after: u64, wait: std::time::Duration) -> Option<(u64, Vec<u8>)>;
 }
 
 /// Why a frame could not be read.

@@ -313,6 +313,7 @@ struct Connection {
     open_work: bool,
     frames: bool,
     subscription: Option<(Arc<Subscription>, JoinHandle<()>)>,
+    looking: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
 }
 
 /// What the two threads of a subscriber share.
@@ -343,6 +344,7 @@ impl Connection {
             open_work: false,
             frames: false,
             subscription: None,
+            looking: None,
         }
     }
 
@@ -374,6 +376,10 @@ impl Connection {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
         if let Some((subscription, thread)) = self.subscription.take() {
             subscription.end();
+            let _ = thread.join();
+        }
+        if let Some((over, thread)) = self.looking.take() {
+            over.store(true, Ordering::Relaxed);
             let _ = thread.join();
         }
     }
@@ -432,21 +438,22 @@ impl Connection {
                     self.frames = true;
                     match sink.frame(self.source, RawFrame { header, pixels: body }) {
                         Ok(()) => Reply::Taken,
-                        Err(rejection) => refuse(&IntakeError::Rejected(rejection)),
+                        Err(error) => refuse(&error),
                     }
                 }
             },
             Request::Released => {
-                if std::mem::take(&mut self.open_work) {
-                    self.shared.services.intake.released(self.source);
-                    // What comes later on this connection is another delivery.
-                    self.source = SourceId::fresh();
-                }
                 if let (true, Some(sink)) = (std::mem::take(&mut self.frames), &self.shared.services.frames) {
                     sink.finished(self.source);
                 }
+                if std::mem::take(&mut self.open_work) {
+                    self.shared.services.intake.released(self.source);
+                }
+                // What comes later on this connection is another delivery.
+                self.source = SourceId::fresh();
                 Reply::Done
             }
+            Request::Look => return self.look().map(|()| Turn::GoOn),
             Request::Subscribe { receiver, from } => return self.subscribe(receiver, from).map(|()| Turn::GoOn),
             Request::Ack { sequence } => self.acknowledge(sequence),
             Request::Forget { receiver } => match self.shared.services.journal.forget(&receiver) {
@@ -511,6 +518,35 @@ impl Connection {
             }
         })?;
         self.subscription = Some((subscription, thread));
+        Ok(())
+    }
+
+    /// Sends looks at live streams on a thread of their own, until the connection ends.
+    fn look(&mut self) -> io::Result<()> {
+        let Some(sink) = self.shared.services.frames.clone().filter(|_| self.looking.is_none()) else {
+            return self.reply(&refused("no_frames", "there are no looks at live streams here, or they are being sent already", false), &[]);
+        };
+        self.reply(&Reply::Done, &[])?;
+        let over = Arc::new(AtomicBool::new(false));
+        let (ended, shared) = (Arc::clone(&over), Arc::clone(&self.shared));
+        let (stream, writing, who) = (Arc::clone(&self.stream), Arc::clone(&self.writing), self.who.clone());
+        let thread = std::thread::Builder::new().name("scanside-looks".into()).spawn(move || {
+            let mut after = 0;
+            while !ended.load(Ordering::Relaxed) && !shared.stopping() {
+                let Some((number, json)) = sink.look(after, LOOK) else { continue };
+                after = number;
+                let written = {
+                    let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
+                    write_frame(&mut &*stream, &Reply::Look { number }, &json)
+                };
+                if let Err(error) = written {
+                    log::warn!("local socket: {who}: {error}");
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
+                    return;
+                }
+            }
+        })?;
+        self.looking = Some((over, thread));
         Ok(())
     }
 

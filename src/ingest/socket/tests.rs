@@ -8,7 +8,7 @@ use super::*;
 use crate::ingest::{Intake, IntakeError, Received, Stored};
 use crate::report::journal::{Journal, Limits};
 use crate::report::tests::complete;
-use crate::study::RejectionCode;
+use crate::study::{Rejection, RejectionCode};
 
 /// Writes down what a door did.
 #[derive(Default)]
@@ -52,13 +52,17 @@ impl Intake for Diary {
 }
 
 impl FrameSink for Diary {
-    fn frame(&self, _: SourceId, frame: RawFrame<'_>) -> Result<(), Rejection> {
+    fn frame(&self, _: SourceId, frame: RawFrame<'_>) -> Result<(), IntakeError> {
         self.note(format!("frame {}x{} {}", frame.header.rows, frame.header.columns, frame.pixels.len()));
         Ok(())
     }
 
     fn finished(&self, _: SourceId) {
         self.note("finished".into());
+    }
+
+    fn look(&self, after: u64, _: Duration) -> Option<(u64, Vec<u8>)> {
+        (after < 3).then(|| (after + 1, format!("{{\"frame\":{after}}}").into_bytes()))
     }
 }
 
@@ -133,14 +137,25 @@ fn a_client_is_told_what_became_of_each_instance() {
 }
 
 #[test]
+fn looks_at_live_streams_come_when_they_are_asked_for() {
+    let served = Served::start();
+    let mut client = served.client();
+    client.look().unwrap();
+    for number in 1..=3 {
+        let look = client.next_look(Instant::now() + Duration::from_secs(20)).unwrap().unwrap();
+        assert_eq!(look, (number, format!("{{\"frame\":{}}}", number - 1).into_bytes()));
+    }
+}
+
+#[test]
 fn raw_frames_reach_their_sink_and_a_frame_that_lies_about_its_size_does_not() {
     let served = Served::start();
     let mut client = served.client();
-    let header = FrameHeader { rows: 4, columns: 5, pixel: Pixel::Rgb8, time_us: 1, spacing_mm: [0.2, 0.3] };
+    let header = FrameHeader { rows: 4, columns: 5, pixel: Pixel::Rgb8, time_us: 1, spacing_mm: Some([0.2, 0.3]), region: None };
     client.push_frame(header, &[0; 60]).unwrap();
     assert!(matches!(client.push_frame(header, &[0; 59]), Err(ClientError::Refused { .. })));
     assert!(matches!(
-        client.push_frame(FrameHeader { spacing_mm: [0.0, 1.0], ..header }, &[0; 60]),
+        client.push_frame(FrameHeader { spacing_mm: Some([0.0, 1.0]), ..header }, &[0; 60]),
         Err(ClientError::Refused { .. })
     ));
     drop(client);

@@ -12,6 +12,27 @@ pub struct Axes {
 }
 
 impl Axes {
+    /// Axes of the points of an outline, `(y, x)` in millimetres.
+    pub fn of(mut points: Vec<(f64, f64)>) -> Self {
+        points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        points.dedup();
+        let hull = convex_hull(&points);
+        let mut long = (0.0, (1.0, 0.0));
+        for (n, a) in hull.iter().enumerate() {
+            for b in &hull[n + 1..] {
+                let (dy, dx) = (b.0 - a.0, b.1 - a.1);
+                let length = (dy * dy + dx * dx).sqrt();
+                if length > long.0 {
+                    long = (length, (dy / length, dx / length));
+                }
+            }
+        }
+        let (dy, dx) = long.1;
+        let across = hull.iter().map(|(y, x)| y * dx - x * dy);
+        let (low, high) = across.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        Self { long_mm: long.0, short_mm: if high > low { high - low } else { 0.0 } }
+    }
+
     /// Mean of both (Fleischner Society 2017).
     pub fn mean_mm(&self) -> f64 {
         (self.long_mm + self.short_mm) / 2.0
@@ -32,23 +53,7 @@ pub fn axes(pixels: &[(usize, usize)], marked: impl Fn(isize, isize) -> bool, pi
             }
         }
     }
-    points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    points.dedup();
-    let hull = convex_hull(&points);
-    let mut long = (0.0, (1.0, 0.0));
-    for (n, a) in hull.iter().enumerate() {
-        for b in &hull[n + 1..] {
-            let (dy, dx) = (b.0 - a.0, b.1 - a.1);
-            let length = (dy * dy + dx * dx).sqrt();
-            if length > long.0 {
-                long = (length, (dy / length, dx / length));
-            }
-        }
-    }
-    let (dy, dx) = long.1;
-    let across = hull.iter().map(|(y, x)| y * dx - x * dy);
-    let (low, high) = across.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    Axes { long_mm: long.0, short_mm: if high > low { high - low } else { 0.0 } }
+    Axes::of(points)
 }
 
 #[cfg(test)]
