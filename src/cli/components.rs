@@ -1,13 +1,17 @@
 //! `scanside components`: the connected parts of a mask.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use scanside::imaging::components::{Connectivity, label};
+use scanside::imaging::components::{Components, Connectivity, label};
+use scanside::nifti::{NiftiSpec, NiftiWriter};
+use scanside::pool::Pool;
+use scanside::volume::{Rescale, Volume, Voxel, VoxelType};
+use scanside::with_voxel_type;
 
 use super::open::open_volume;
-use super::values::{about, check_output, mask, pool, write_labels};
+use super::values::{about, check_output, mask, pool};
 use super::{Failure, print, print_json};
 
 /// Numbers the connected parts of a mask, and measures each: size, box, centroid.
@@ -73,8 +77,13 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let affine = volume.affine();
     let voxel_ml = volume.spacing().voxel_mm3() / 1000.0;
     if let Some(output) = &arguments.output {
-        let labels = found.paint(&pool).map_err(|error| about(&error))?;
-        write_labels(output, &labels, affine, &pool)?;
+        // As small as the labels fit.
+        let voxel = match found.list().len() {
+            0..=255 => VoxelType::U8,
+            256..=65_535 => VoxelType::U16,
+            _ => VoxelType::U32,
+        };
+        write_labels(output, &found, &volume, voxel, &pool)?;
     }
     if arguments.json {
         let list: Vec<_> = found
@@ -113,4 +122,26 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             &format!("{:5} {:11} {ml:11.3}    {:28} {x:9.2} {y:9.2} {z:9.2}\n", c.label, c.voxels, reach.join(", "));
     }
     print(&text)
+}
+
+/// Slice by slice: the numbers of a mask are never in memory as a whole.
+fn write_labels(output: &Path, found: &Components, volume: &Volume, voxel: VoxelType, pool: &Pool) -> Result<(), Failure> {
+    let [slices, rows, columns] = volume.shape();
+    let spec = NiftiSpec {
+        shape: volume.shape(),
+        volumes: 1,
+        affine: volume.affine(),
+        voxel,
+        rescale: Rescale::IDENTITY,
+        repetition_s: 0.0,
+    };
+    let mut writer = NiftiWriter::create(output, &spec, Some(pool)).map_err(Failure::impossible)?;
+    with_voxel_type!(voxel, T => {
+        for k in 0..slices {
+            let mut slice = vec![T::default(); rows * columns];
+            found.paint_slice(k, &mut slice, |label| T::from_f64(f64::from(label)));
+            writer.write_voxels(&slice).map_err(Failure::impossible)?;
+        }
+    });
+    writer.finish().map_err(Failure::impossible)
 }

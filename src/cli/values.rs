@@ -117,15 +117,6 @@ pub fn write<T: Voxel>(path: &Path, voxels: ArrayView3<T>, affine: Affine, pool:
     nifti::write_array(path, voxels, affine, Rescale::IDENTITY, Some(pool)).map_err(Failure::impossible)
 }
 
-/// Writes labels as small as they fit.
-pub fn write_labels(path: &Path, labels: &Array3<u32>, affine: Affine, pool: &Pool) -> Result<(), Failure> {
-    match labels.iter().max().copied().unwrap_or(0) {
-        0..=255 => write(path, labels.mapv(|l| l as u8).view(), affine, pool),
-        256..=65_535 => write(path, labels.mapv(|l| l as u16).view(), affine, pool),
-        _ => write(path, labels.view(), affine, pool),
-    }
-}
-
 /// How real values of `like` are stored: as it stores its own, floats in 32 bits.
 pub fn stored_like(like: &Volume) -> (VoxelType, Rescale) {
     match like.voxel_type() {

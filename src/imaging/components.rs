@@ -282,8 +282,21 @@ impl Components {
     /// A task's panic.
     pub fn paint(&self, pool: &Pool) -> Result<Array3<u32>, Fault> {
         let mut labels = Array3::zeros(self.shape);
-        self.paint_onto(&mut labels, |label| (label > 0).then_some(label), pool)?;
+        let [_, height, width] = self.shape;
+        let voxels = labels.as_slice_mut().expect("made here");
+        pool.for_each_chunk(voxels, height * width, |k, slice| self.paint_slice(k, slice, |label| label))?;
         Ok(labels)
+    }
+
+    /// Slice `k` of the label map, into zeros; `stored` makes a label a voxel.
+    pub fn paint_slice<T: Copy>(&self, k: usize, slice: &mut [T], stored: impl Fn(u32) -> T) {
+        let [_, height, width] = self.shape;
+        for (j, row) in slice.chunks_exact_mut(width.max(1)).enumerate() {
+            let n = k * height + j;
+            for run in self.runs[self.rows[n]..self.rows[n + 1]].iter().filter(|run| run.label > 0) {
+                row[run.start as usize..run.end as usize].fill(stored(run.label));
+            }
+        }
     }
 
     fn paint_onto<T: Copy + Send + Sync>(

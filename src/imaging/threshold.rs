@@ -2,6 +2,8 @@
 
 use ndarray::{Array3, ArrayView3};
 
+use crate::pool::widened;
+
 /// Bins of the histogram of an image with fractions, as scikit-image's.
 pub const BINS: usize = 256;
 
@@ -46,6 +48,52 @@ impl Inside {
     }
 }
 
+/// The least and greatest value of a part of an image, NaN left out; how many have a fraction (or are beyond 2^31: no
+/// histogram has a bin for each value there), and how many are infinite.
+struct Extremes {
+    low: f32,
+    high: f32,
+    broken: u32,
+    infinite: u32,
+}
+
+impl Extremes {
+    fn of(values: &[f32]) -> Self {
+        let mut extremes = Self { low: f32::INFINITY, high: f32::NEG_INFINITY, broken: 0, infinite: 0 };
+        values.chunks(1 << 20).for_each(|part| look(part, &mut extremes));
+        extremes
+    }
+}
+
+widened! {
+    /// Eight lanes side by side.
+    fn look(values: &[f32], extremes: &mut Extremes) {
+        let mut lanes = [[f32::INFINITY; 8], [f32::NEG_INFINITY; 8]];
+        let mut counts = [[0u32; 8]; 2];
+        let mut see = |n: usize, v: f32| {
+            // A comparison with NaN is false, and NaN is not itself.
+            lanes[0][n] = if v < lanes[0][n] { v } else { lanes[0][n] };
+            lanes[1][n] = if v > lanes[1][n] { v } else { lanes[1][n] };
+            let whole = (v as i32) as f32 == v;
+            counts[0][n] += u32::from(!whole & (v == v));
+            counts[1][n] += u32::from(v.abs() == f32::INFINITY);
+        };
+        let eights = values.chunks_exact(8);
+        eights.remainder().iter().for_each(|v| see(0, *v));
+        for eight in eights {
+            for n in 0..8 {
+                see(n, eight[n]);
+            }
+        }
+        for n in 0..8 {
+            extremes.low = extremes.low.min(lanes[0][n]);
+            extremes.high = extremes.high.max(lanes[1][n]);
+            extremes.broken += counts[0][n];
+            extremes.infinite += counts[1][n];
+        }
+    }
+}
+
 /// The threshold that best separates two classes (Otsu 1979): values above it are the brighter class.
 ///
 /// The value is that of `skimage.filters.threshold_otsu`: for whole numbers one bin a value, else [`BINS`] bins between
@@ -66,12 +114,10 @@ pub fn otsu(values: ArrayView3<f32>) -> Result<f64, ThresholdError> {
 pub fn otsu_in_parts(mut pass: impl FnMut(&mut dyn FnMut(&[f32]))) -> Result<f64, ThresholdError> {
     let (mut low, mut high, mut whole, mut infinite) = (f32::INFINITY, f32::NEG_INFINITY, true, 0);
     pass(&mut |values| {
-        for v in values.iter().filter(|v| !v.is_nan()) {
-            low = low.min(*v);
-            high = high.max(*v);
-            whole &= v.fract() == 0.0;
-            infinite += usize::from(v.is_infinite());
-        }
+        let part = Extremes::of(values);
+        (low, high) = (low.min(part.low), high.max(part.high));
+        whole &= part.broken == 0;
+        infinite += part.infinite as usize;
     });
     if infinite > 0 {
         return Err(ThresholdError::Infinite(infinite));
@@ -87,11 +133,22 @@ pub fn otsu_in_parts(mut pass: impl FnMut(&mut dyn FnMut(&[f32]))) -> Result<f64
     let bins = if whole { (high - low) as usize + 1 } else { BINS };
     let per_value = if whole { 1.0 } else { BINS as f64 / (high - low) };
     let mut counts = vec![0u64; bins];
+    let (mut two, least) = (vec![0u64; bins], low as i32);
     pass(&mut |values| {
+        if whole {
+            // Two counts by turns: neighbours of one value do not wait for each other.
+            for pair in values.chunks(2) {
+                for (v, counts) in pair.iter().zip([&mut counts, &mut two]).filter(|(v, _)| !v.is_nan()) {
+                    counts[((*v as i32).wrapping_sub(least) as usize).min(bins - 1)] += 1;
+                }
+            }
+            return;
+        }
         for v in values.iter().filter(|v| !v.is_nan()) {
             counts[(((f64::from(*v) - low) * per_value) as usize).min(bins - 1)] += 1;
         }
     });
+    counts.iter_mut().zip(two).for_each(|(count, more)| *count += more);
     let centre = |n: usize| if whole { low + n as f64 } else { low + (n as f64 + 0.5) / per_value };
 
     let total: u64 = counts.iter().sum();
