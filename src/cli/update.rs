@@ -29,8 +29,14 @@ use super::{Failure, exit, print, print_json};
 pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
+    /// Folder with manifest.toml, manifest.sig and what they sign
+    #[arg(value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    /// Takes a version that is older than the active one or the same, or that was tried and taken back
+    #[arg(long)]
+    allow_downgrade: bool,
     #[command(flatten)]
-    install: Option<Install>,
+    place: Place,
 }
 
 #[derive(Subcommand)]
@@ -93,18 +99,6 @@ fn refused(error: UpdateError) -> Failure {
         UpdateError::Setting(_) => exit::CONFIG,
     };
     Failure::because(code, error)
-}
-
-#[derive(clap::Args)]
-struct Install {
-    /// Folder with manifest.toml, manifest.sig and what they sign
-    #[arg(value_name = "FOLDER")]
-    folder: PathBuf,
-    /// Takes a version that is older than the active one or the same, or that was tried and taken back
-    #[arg(long)]
-    allow_downgrade: bool,
-    #[command(flatten)]
-    place: Place,
 }
 
 #[derive(clap::Args)]
@@ -171,20 +165,22 @@ struct Keygen {
 
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    match (arguments.command, arguments.install) {
-        (Some(Command::Choose(arguments)), _) => choose(&arguments),
-        (Some(Command::Confirm(arguments)), _) => confirm(&arguments),
-        (Some(Command::Status(arguments)), _) => status(&arguments),
-        (Some(Command::Pack(arguments)), _) => pack(&arguments),
-        (Some(Command::Keygen(arguments)), _) => keygen(&arguments),
-        (None, Some(arguments)) => install(&arguments),
-        (None, None) => Err(Failure::usage("the folder of an update is missing: scanside update FOLDER")),
+    match &arguments.command {
+        Some(Command::Choose(arguments)) => choose(arguments),
+        Some(Command::Confirm(arguments)) => confirm(arguments),
+        Some(Command::Status(arguments)) => status(arguments),
+        Some(Command::Pack(arguments)) => pack(arguments),
+        Some(Command::Keygen(arguments)) => keygen(arguments),
+        None => install(&arguments),
     }
 }
 
-fn install(arguments: &Install) -> Result<(), Failure> {
+fn install(arguments: &Arguments) -> Result<(), Failure> {
+    let Some(folder) = &arguments.folder else {
+        return Err(Failure::usage("the folder of an update is missing: scanside update FOLDER"));
+    };
     let running = Version::parse(env!("CARGO_PKG_VERSION")).expect("our own version");
-    let trial = arguments.place.slots()?.install(&arguments.folder, running, arguments.allow_downgrade).map_err(refused)?;
+    let trial = arguments.place.slots()?.install(folder, running, arguments.allow_downgrade).map_err(refused)?;
     if arguments.place.json {
         return print_json(&trial);
     }
