@@ -322,7 +322,7 @@ mod tests {
         let error = check("sim", &board).unwrap_err();
         assert_eq!(
             error,
-            "board/sim.toml: the memory does not add up: service 512 + system 192 + page cache 256 = 960 MiB of 600"
+            "board/sim.toml: the memory does not add up: service 576 + system 192 + page cache 256 = 1024 MiB of 600"
         );
     }
 }
