@@ -132,7 +132,7 @@ def peer_closing(folder, out):
     start = time.process_time()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     mask = sitk.ReadImage(str(folder / "mask.nii"))
-    sitk.WriteImage(sitk.BinaryMorphologicalClosing(mask, (3, 3, 3), sitk.sitkBox), str(out))
+    sitk.WriteImage(sitk.BinaryMorphologicalClosing(mask, (3, 3, 3), sitk.sitkBox, 1.0, False), str(out))
     return time.process_time() - start
 
 

@@ -100,12 +100,12 @@ impl Quadric {
     }
 }
 
-/// A side that may be drawn together, cheapest first.
+/// A side that may be drawn together, cheapest first. Where to is computed again when its turn comes: millions of them
+/// wait, and most in vain.
 struct Candidate {
     cost: f64,
     ends: [u32; 2],
     versions: [u32; 2],
-    target: [f64; 3],
 }
 
 impl Ord for Candidate {
@@ -143,11 +143,12 @@ struct Mesh {
 pub fn decimate(surface: &Surface, triangles: usize, error_mm: f64) -> Surface {
     let mut mesh = Mesh::new(surface);
     let mut heap = BinaryHeap::new();
+    let affordable = |candidate: Candidate| (candidate.cost <= error_mm).then_some(candidate);
     for t in &mesh.triangles {
         for (a, b) in [(t[0], t[1]), (t[1], t[2]), (t[2], t[0])] {
             // A side inside the surface is met twice, once in each direction; a border once, in either.
             if a < b || !mesh.around[a as usize].iter().any(|n| has_side(mesh.triangles[*n as usize], b, a)) {
-                heap.push(mesh.candidate(a, b));
+                heap.extend(affordable(mesh.candidate(a, b).0));
             }
         }
     }
@@ -158,13 +159,10 @@ pub fn decimate(surface: &Surface, triangles: usize, error_mm: f64) -> Surface {
         if candidate.versions != [mesh.versions[a as usize], mesh.versions[b as usize]] {
             continue;
         }
-        if candidate.cost > error_mm {
-            break;
-        }
-        let Some(gone) = mesh.collapse(a, b, candidate.target) else { continue };
+        let Some(gone) = mesh.collapse(a, b, mesh.candidate(a, b).1) else { continue };
         left -= gone;
         for n in mesh.neighbours(a) {
-            heap.push(mesh.candidate(a.min(n), a.max(n)));
+            heap.extend(affordable(mesh.candidate(a.min(n), a.max(n)).0));
         }
     }
     mesh.into_surface()
@@ -227,7 +225,8 @@ impl Mesh {
         }
     }
 
-    fn candidate(&self, a: u32, b: u32) -> Candidate {
+    /// What drawing two ends together costs, and the place for it.
+    fn candidate(&self, a: u32, b: u32) -> (Candidate, [f64; 3]) {
         let quadric = self.quadrics[a as usize].plus(&self.quadrics[b as usize]);
         let [p, q] = [a, b].map(|v| self.vertices[v as usize]);
         let middle: [f64; 3] = std::array::from_fn(|c| (p[c] + q[c]) / 2.0);
@@ -240,7 +239,7 @@ impl Mesh {
                 [middle, p, q].into_iter().map(|v| (quadric.at(v), v)).min_by(|x, y| x.0.total_cmp(&y.0)).expect("three")
             });
         let cost = if quadric.weight > 0.0 { (cost / quadric.weight).sqrt() } else { 0.0 };
-        Candidate { cost, ends: [a, b], versions: [self.versions[a as usize], self.versions[b as usize]], target }
+        (Candidate { cost, ends: [a, b], versions: [self.versions[a as usize], self.versions[b as usize]] }, target)
     }
 
     /// Sorted, each once.
