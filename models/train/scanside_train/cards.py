@@ -77,7 +77,7 @@ Candidates for lung nodules and masses in chest CT, in 3-D, on a pyramid of two 
 ## The reference way to use it
 
 `scanside_train/detect.py`; the figures below are of it. Resample by a box mean of `max(1, floor(target / spacing + 0.5))` voxels along each axis
-and linear sampling, centre on centre. Tiles with a halo of 8 whose inner 48 cover the bounding box of the gate; tiles whose
+and linear sampling, centre on centre. Tiles with a halo of 4 whose inner 56 cover the bounding box of the gate; tiles whose
 inner part holds no gate voxel are skipped. A candidate is a cell of the inner part no lower than its 26 neighbours and above
 `candidate_logit_min`, whose decoded centre lies in the gate. Then over both levels: strongest first, a candidate within half the
 larger diameter of a stronger one goes. The gate is each lung closed by its per-slice convex hull (where that is at most 1.6

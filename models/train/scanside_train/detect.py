@@ -11,7 +11,8 @@ from skimage import morphology
 
 from . import export, nets, patches
 
-TILE, HALO = 64, 8
+# Of a tile of 64 the inner 56 count: patches were trained to their edges, and a halo of 8 would cost a third more work.
+TILE, HALO = 64, 4
 
 
 def gate(labels, spacing, grow_mm=4.0, hull_limit=1.6):

@@ -176,7 +176,7 @@ class Measure(unittest.TestCase):
         inside[7:80, 5:60, 3:128] = True
         count = np.zeros(inside.shape, int)
         for origin in detect.tiles(inside):
-            cut = tuple(slice(max(0, o + 8), o + 56) for o in origin)
+            cut = tuple(slice(max(0, o + detect.HALO), o + detect.TILE - detect.HALO) for o in origin)
             count[cut] += 1
         self.assertTrue((count[inside] == 1).all())
 
