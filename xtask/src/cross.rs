@@ -154,7 +154,13 @@ fn cargo(root: &Path, target: &str) -> Result<Command, Box<dyn std::error::Error
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root);
     let variable = target.to_uppercase().replace('-', "_");
-    cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-Ctarget-feature=+crt-static");
+    // Without the builder's paths the same source is the same binary in any checkout.
+    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;
+    let flags = format!(
+        "-Ctarget-feature=+crt-static --remap-path-prefix={}=/scanside --remap-path-prefix={home}=/cargo",
+        root.display()
+    );
+    cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), flags);
     if let Some(names) = debian(target) {
         cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), names.linker);
     }
