@@ -200,7 +200,7 @@ pub struct Exams {
 
 impl Default for Exams {
     fn default() -> Self {
-        Self { run: ExamKind::ALL.to_vec() }
+        Self { run: ExamKind::ALL.into_iter().filter(|kind| kind.runs_by_default()).collect() }
     }
 }
 
@@ -248,7 +248,7 @@ impl Default for Settings {
             series: Series { quiet_s: 60, slices_max: 4096, growing_max: 8 },
             work: Work { threads: 0 },
             memory: Memory { budget_mib: 768 },
-            exams: Exams { run: ExamKind::ALL.to_vec() },
+            exams: Exams { run: ExamKind::ALL.into_iter().filter(|kind| kind.runs_by_default()).collect() },
             models: Models::default(),
             update: Update::default(),
             watchdog: Watchdog { device: None, timeout_s: 30 },

@@ -34,7 +34,7 @@ pub struct Arguments {
     /// Where the results go; made when it is not there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Which exam; without it, the one for the modality (CT: chest-ct, US: ultrasound)
+    /// Which exam; without it, the one for the modality (CT: chest-ct)
     #[arg(long, value_name = "NAME", value_parser = exam_names())]
     exam: Option<ExamKind>,
     /// Which series, when there are several; without it, the one with the most slices
@@ -81,7 +81,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let exams = match arguments.exam {
         Some(kind) => Exams::only(&models, kind),
         None => {
-            let fitting = ExamKind::ALL.into_iter().filter(|kind| kind.modality() == found.series.modality);
+            let fitting = ExamKind::ALL.into_iter().filter(|kind| kind.runs_by_default() && kind.modality() == found.series.modality);
             Exams::load(&models, &fitting.collect::<Vec<_>>())
         }
     };

@@ -48,6 +48,12 @@ impl ExamKind {
         }
     }
 
+    /// Whether it runs without being asked for. The ultrasound network finds nothing yet, and a report that says so of every
+    /// image would be taken for an answer: it runs only where somebody names it.
+    pub fn runs_by_default(self) -> bool {
+        self != Self::Ultrasound
+    }
+
     /// Whether it can be asked for images of this modality. Where a file does not say what made it (a secondary capture),
     /// whoever names the exam is believed.
     pub fn reads(self, modality: Modality) -> bool {

@@ -182,7 +182,7 @@ mod tests {
                 state ^= state << 13;
                 state ^= state >> 17;
                 state ^= state << 5;
-                let vessel = (120..150).contains(&j);
+                let vessel = (120..150).contains(&j) && (90..290).contains(&i);
                 out[j * COLUMNS + i] = if vessel { 0 } else { 30 + (state % 120) as u8 };
             }
         }
