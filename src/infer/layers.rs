@@ -68,7 +68,7 @@ pub(super) enum What {
     Concat(Vec<View>),
     AveragePool { view: View, window: Window, count_padding: bool },
     GlobalAveragePool(View),
-    Resample { view: View, shape: Shape, axes: [Vec<Between>; 3] },
+    Resample { view: View, shape: Shape, axes: [Vec<Between>; 3], cut: bool },
     /// A function of each number, applied to each byte's meaning.
     Function { view: View, table: Arc<[f32; 256]> },
     /// Probabilities along the channels; only as an output.
@@ -114,7 +114,7 @@ impl<'g> Builder<'g> {
                 | "Tanh" | "HardSigmoid" | "HardSwish" | "Elu" | "MaxPool" | "AveragePool" | "GlobalAveragePool" | "Resize"
                 | "Upsample" | "Concat" | "Add" | "Mul" | "Flatten" | "Reshape" | "Gemm" | "MatMul" | "Pad" | "Softmax"
                 | "Identity" | "Dropout" | "QLinearConv" | "QLinearAdd" | "QLinearMul" | "QLinearConcat"
-                | "QLinearAveragePool" | "QLinearGlobalAveragePool" | "QLinearSigmoid" | "QLinearLeakyRelu" | "QGemm"
+                | "QLinearAveragePool" | "QLinearGlobalAveragePool" | "QLinearSigmoid" | "QLinearSoftmax" | "QLinearLeakyRelu" | "QGemm"
                 | "QLinearMatMul"
         )
     }
@@ -298,9 +298,7 @@ impl<'g> Builder<'g> {
             }
             "MaxPool" => self.same(node, |builder, known| {
                 let window = window(node, known.view.shape.space(), known.rank)?;
-                if integer(node, "ceil_mode", 0) != 0 {
-                    return Err("ceil_mode".into());
-                }
+                let window = if integer(node, "ceil_mode", 0) != 0 { window.rounded_up(known.view.shape.space()) } else { window };
                 let space = window.over(known.view.shape.space()).ok_or("its kernel is larger than its input")?;
                 let plain = builder.graph.plain(label(node), &known.view);
                 let (shape, quant) = (plain.shape.with_space(space), plain.quant);
@@ -354,11 +352,18 @@ impl<'g> Builder<'g> {
             }),
             "Softmax" => {
                 let known = self.real(node, 0)?;
-                let axis = integer(node, "axis", -1);
-                if axis != 1 && axis + known.rank as i64 != 1 {
-                    return Err("it is not along the channels".into());
-                }
-                self.pending(What::Softmax(known.view), known.rank)
+                let rank = known.rank;
+                along_channels(node, rank)?;
+                self.pending(What::Softmax(known.view), rank)
+            }
+            "QLinearSoftmax" => {
+                let known = self.bytes(node, 0, 1, 2)?;
+                along_channels(node, known.rank)?;
+                let to = self.quant(node, 3, 4, None)?;
+                let Value::Pending(pending) = self.pending(What::Softmax(known.view), known.rank)? else {
+                    unreachable!("parts are pending")
+                };
+                self.resolve(node, *pending, to)
             }
             _ => Err("there is no layer for it".into()),
         }
@@ -491,16 +496,20 @@ impl<'g> Builder<'g> {
                 let shape = view.shape.with_space(space);
                 self.push(node, Kind::AveragePool { window, count_padding }, vec![view], shape, quant)?
             }
-            What::Resample { view, shape, axes } => {
+            What::Resample { view, shape, axes, cut } => {
                 let view = self.graph.plain(label(node), &view);
-                self.push(node, Kind::Resample(axes), vec![view], shape, quant)?
+                self.push(node, Kind::Resample { axes, cut }, vec![view], shape, quant)?
             }
             What::GlobalAveragePool(view) => {
                 let view = self.graph.plain(label(node), &view);
                 let shape = view.shape.with_space([1; 3]);
                 self.push(node, Kind::GlobalAveragePool, vec![view], shape, quant)?
             }
-            What::Softmax(_) => return Err("a softmax inside the network".into()),
+            What::Softmax(view) => {
+                let view = self.graph.plain(label(node), &view);
+                let (shape, table) = (view.shape, Arc::new(exponentials(view.quant)));
+                self.push(node, Kind::Softmax(table), vec![view], shape, quant)?
+            }
         };
         Ok(Value::Bytes(Known { view, rank }))
     }
@@ -534,8 +543,8 @@ impl<'g> Builder<'g> {
                     (view, pending.rank, table, false)
                 }
                 What::Softmax(view) if pending.low == f32::NEG_INFINITY && pending.high == f32::INFINITY => {
-                    let scale = f64::from(view.quant.scale);
-                    (view, pending.rank, std::array::from_fn(|byte| (-(byte as f64) * scale).exp() as f32), true)
+                    let table = exponentials(view.quant);
+                    (view, pending.rank, table, true)
                 }
                 _ => {
                     let reason = "nothing quantizes its result";
@@ -571,6 +580,16 @@ impl<'g> Builder<'g> {
             batch: self.batch.unwrap_or(1),
         })
     }
+}
+
+fn along_channels(node: &NodeProto, rank: usize) -> Lower<()> {
+    let axis = integer(node, "axis", -1);
+    if axis == 1 || axis + rank as i64 == 1 { Ok(()) } else { Err("it is not along the channels".into()) }
+}
+
+/// exp(-difference * scale) of each difference of two bytes.
+fn exponentials(quant: Quant) -> [f32; 256] {
+    std::array::from_fn(|byte| (-(byte as f64) * f64::from(quant.scale)).exp() as f32)
 }
 
 fn requantized(known: Known, quant: Quant) -> Value {

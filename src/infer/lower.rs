@@ -366,7 +366,7 @@ fn check_scales(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> R
         "QLinearConv" => vec![1, 4, 6],
         "QLinearMatMul" | "QLinearAdd" | "QLinearMul" => vec![1, 4, 6],
         "QGemm" => vec![1, 4, 7],
-        "QLinearSigmoid" | "QLinearLeakyRelu" | "QLinearAveragePool" | "QLinearGlobalAveragePool" => vec![1, 3],
+        "QLinearSigmoid" | "QLinearSoftmax" | "QLinearLeakyRelu" | "QLinearAveragePool" | "QLinearGlobalAveragePool" => vec![1, 3],
         "QLinearConcat" => std::iter::once(0).chain((3..node.input.len()).step_by(3)).collect(),
         _ => return Ok(()),
     };

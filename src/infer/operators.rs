@@ -117,7 +117,9 @@ impl<'g> Builder<'g> {
         let shape = view.shape.with_space(sizes);
         check_size(shape)?;
         let axes = std::array::from_fn(|axis| way.places(space[axis], sizes[axis], scales[axis]));
-        let what = What::Resample { view: view.clone(), shape, axes };
+        // On bytes ONNX Runtime interpolates and cuts off the fraction; real numbers meet their quantizer later, which rounds.
+        let cut = matches!((&value, &way), (Value::Bytes(_), Resizing::Linear { .. }));
+        let what = What::Resample { view: view.clone(), shape, axes, cut };
         match (value, self.pending(what, rank)?) {
             (Value::Bytes(_), Value::Pending(pending)) => self.resolve(node, *pending, view.quant),
             (_, pending) => Ok(pending),

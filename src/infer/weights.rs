@@ -44,8 +44,11 @@ pub(super) struct Weights {
     scales: Vec<f32>,
 }
 
-/// Rows that one window sees at once, in bytes: those of a large 3-D layer take a tenth of this.
+/// Rows that one window sees at once, in bytes, and weights of a layer: those of a large 3-D layer take a tenth of this.
 const RING_MAX: usize = 64 << 20;
+
+/// Entries of a table of taps; a kernel of 3 by 3 by 3 with a dilation of 16 and 512 channels has a tenth of this.
+const TABLE_MAX: usize = 4 << 20;
 
 /// Sums beyond this could leave 32 bits.
 const SUM_MAX: i64 = 1 << 30;
@@ -196,7 +199,7 @@ impl Builder<'_> {
         let columns = input.w + window.before[2] + window.after[2];
         let ring = [reach(0), reach(1), columns, input.c].into_iter().try_fold(1usize, usize::checked_mul);
         let table = reach(0).checked_mul(taps * own);
-        if ring.is_none_or(|bytes| bytes > RING_MAX) || table.is_none_or(|steps| steps > RING_MAX) {
+        if ring.is_none_or(|bytes| bytes > RING_MAX) || table.is_none_or(|steps| steps > TABLE_MAX) {
             return Err("its window reaches too far".into());
         }
         // From [output][channel][tap] to [output][tap][channel].

@@ -141,9 +141,9 @@ def odd(size):
     return g.model([1, 3, size, size + 3], [x])
 
 
-def layer(inputs, outputs, size, rank=3):
+def layer(inputs, outputs, size, rank=3, kernel=3):
     g = Graph(rank)
-    return g.model([1, inputs] + [size] * rank, [g.conv("x", inputs, outputs, 3)])
+    return g.model([1, inputs] + [size] * rank, [g.conv("x", inputs, outputs, kernel)])
 
 
 NETWORKS = {
@@ -156,6 +156,13 @@ NETWORKS = {
     "unet2-256": lambda: unet(2, [16, 32, 64, 128], 256),
     "unet2-512": lambda: unet(2, [16, 32, 64, 128], 512),
     "layer-16-16-64": lambda: layer(16, 16, 64),
+    # Small enough to count instructions under emulation.
+    "layer-16-16-32": lambda: layer(16, 16, 32),
+    "layer-8-8-32": lambda: layer(8, 8, 32),
+    "point-32-32-32": lambda: layer(32, 32, 32, kernel=1),
+    "unet3-32": lambda: unet(3, [8, 16, 32], 32),
+    "unet2-64": lambda: unet(2, [16, 32, 64, 128], 64),
+    "retina-32": lambda: retina(32),
     # A few kilobytes each, for the tests.
     "tiny-unet2": lambda: unet(2, [6, 9], 20, classes=3),
     "tiny-unet3": lambda: unet(3, [4, 8], 12),

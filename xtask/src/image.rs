@@ -110,9 +110,9 @@ fn stored(path: &Path) -> Made<u64> {
 }
 
 /// What Debian gives: kernel, modules, busybox.
-struct Debian {
-    kernel: PathBuf,
-    busybox: PathBuf,
+pub struct Debian {
+    pub kernel: PathBuf,
+    pub busybox: PathBuf,
     modules: Modules,
 }
 
@@ -141,7 +141,7 @@ pub fn fetch(root: &Path) -> Made<PathBuf> {
     Ok(unpacked)
 }
 
-fn debian(root: &Path) -> Made<Debian> {
+pub fn debian(root: &Path) -> Made<Debian> {
     let folder = fetch(root)?;
     let only = |folder: PathBuf, prefix: &str| -> Made<PathBuf> {
         let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
@@ -219,14 +219,26 @@ fn list(modules: &[PathBuf]) -> String {
 }
 
 /// A cpio archive ("newc") is a run of headers in hexadecimal, names and bytes, each filled up to four.
-struct Cpio<W> {
+pub struct Cpio<W> {
     out: W,
     entries: u32,
     at: usize,
 }
 
 impl<W: Write> Cpio<W> {
-    fn add(&mut self, name: &str, mode: u32, device: (u32, u32), bytes: &[u8]) -> Outcome {
+    /// An archive without entries.
+    pub fn new(out: W) -> Self {
+        Self { out, entries: 0, at: 0 }
+    }
+
+    /// Ends the archive.
+    pub fn end(mut self) -> Made<W> {
+        self.add("TRAILER!!!", 0, (0, 0), &[])?;
+        Ok(self.out)
+    }
+
+    /// Adds a file, a folder or a device.
+    pub fn add(&mut self, name: &str, mode: u32, device: (u32, u32), bytes: &[u8]) -> Outcome {
         self.entries += 1;
         let name_bytes = name.len() + 1;
         let header = format!(
@@ -251,14 +263,14 @@ impl<W: Write> Cpio<W> {
     }
 }
 
-const FOLDER: u32 = 0o040_755;
-const PROGRAM: u32 = 0o100_755;
-const FILE: u32 = 0o100_644;
-const TERMINAL: u32 = 0o020_600;
+pub const FOLDER: u32 = 0o040_755;
+pub const PROGRAM: u32 = 0o100_755;
+pub const FILE: u32 = 0o100_644;
+pub const TERMINAL: u32 = 0o020_600;
 
 fn make_initramfs(root: &Path, debian: &Debian, early: &[PathBuf], out: &Path) -> Outcome {
     let gzip = GzEncoder::new(File::create(out)?, Compression::new(6));
-    let mut cpio = Cpio { out: gzip, entries: 0, at: 0 };
+    let mut cpio = Cpio::new(gzip);
     for folder in ["bin", "dev", "proc", "root", "lib", "lib/modules"] {
         cpio.add(folder, FOLDER, (0, 0), &[])?;
     }
@@ -269,8 +281,7 @@ fn make_initramfs(root: &Path, debian: &Debian, early: &[PathBuf], out: &Path) -
     for module in early {
         cpio.add(&format!("lib/modules/{}.ko", stem(module)), FILE, (0, 0), &fs::read(module)?)?;
     }
-    cpio.add("TRAILER!!!", 0, (0, 0), &[])?;
-    cpio.out.finish()?;
+    cpio.end()?.finish()?;
     Ok(())
 }
 

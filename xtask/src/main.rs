@@ -4,6 +4,7 @@ mod board;
 mod cross;
 mod dist;
 mod image;
+mod instructions;
 mod kernels;
 mod qemu;
 mod service;
@@ -83,6 +84,12 @@ enum Bench {
         /// Networks of xtask/python/networks.py; all of the table if none is named.
         names: Vec<String>,
     },
+    /// Instructions per multiply-add of the aarch64 kernels and of tract's, counted by QEMU.
+    Instructions {
+        /// A static aarch64 binary; without it, one is built as `cross` does.
+        #[arg(long)]
+        binary: Option<PathBuf>,
+    },
     /// The commands of the toolbox, against SimpleITK, scikit-image and the others (Python as for `kernels`).
     Toolbox {
         /// The folder of real images.
@@ -136,6 +143,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
+        Task::Bench { what: Bench::Instructions { binary } } => instructions::bench(&root(), binary),
         Task::Bench { what: Bench::Kernels { rounds, names } } => kernels::bench(&root(), rounds, &names),
         Task::Bench { what: Bench::Toolbox { data, repeat, offsets } } => toolbox::bench(&root(), &data, repeat, offsets),
         Task::Bench { what: Bench::Service { data } } => service::bench(&root(), &data),

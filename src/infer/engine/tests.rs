@@ -170,3 +170,63 @@ fn graphs_that_hang_in_the_air_are_refused() {
     assert!(matches!(Network::load(b""), Err(EngineError::Load(_))));
     assert!(matches!(Network::load(b"PK\x03\x04 no network"), Err(EngineError::Load(_))));
 }
+
+fn with(model: &mut ModelProto, node: usize, attribute: AttributeProto) {
+    model.graph.as_mut().unwrap().node[node].attribute.push(attribute);
+}
+
+fn ints(name: &str, ints: Vec<i64>) -> AttributeProto {
+    AttributeProto { name: name.into(), r#type: 7, ints, ..Default::default() }
+}
+
+#[test]
+fn scales_of_weights_and_results_must_be_positive_numbers_too() {
+    for (at, who) in [(1, "the QuantizeLinear"), (2, "the DequantizeLinear")] {
+        let mut model = quantized(&[1, 1, 2, 3], 0.5);
+        model.graph.as_mut().unwrap().initializer[at].float_data = vec![f32::NAN];
+        check_refused(&model, who);
+    }
+}
+
+#[test]
+fn data_in_other_files_is_refused_wherever_it_hides_and_whatever_path_it_names() {
+    let entry = |value: &str| tract_onnx::pb::StringStringEntryProto { key: "location".into(), value: value.into() };
+    for path in ["weights.bin", "../../etc/shadow", "/dev/zero", ""] {
+        let mut model = quantized(&[1, 1, 4, 4], 0.5);
+        model.graph.as_mut().unwrap().initializer[4].external_data = vec![entry(path)];
+        check_refused(&model, "\"w\"");
+        let mut model = network(&[1, 1, 4, 4], vec![node("Constant", &[], "c"), node("Add", &["x", "c"], "y")], vec![]);
+        let value = TensorProto { external_data: vec![entry(path)], data_location: Some(1), ..tensor("", &[1], vec![]) };
+        with(&mut model, 0, AttributeProto { name: "value".into(), r#type: 4, t: Some(value), ..Default::default() });
+        check_refused(&model, "the Constant");
+    }
+}
+
+#[test]
+fn resizing_beyond_all_bounds_is_refused_before_anything_is_allocated() {
+    let scales = |values: Vec<f32>| tensor("scales", &[values.len() as i64], values);
+    for values in [vec![1.0, 1.0, 1e9, 1e9], vec![1.0, 1.0, f32::INFINITY, 1.0]] {
+        let mut model = quantized(&[1, 1, 4, 4], 0.5);
+        let graph = model.graph.as_mut().unwrap();
+        graph.node.insert(2, node("Resize", &["xd", "", "scales"], "large"));
+        graph.node[4].input[0] = "large".into();
+        graph.initializer.push(scales(values));
+        check_refused(&model, "the Resize");
+    }
+}
+
+#[test]
+fn a_float_convolution_with_its_relu_runs_in_our_kernel_to_the_bits_of_its_definition() {
+    let mut model = network(
+        &[1, 1, 1, 3],
+        vec![node("Conv", &["x", "w", "b"], "c"), node("Relu", &["c"], "y")],
+        vec![tensor("w", &[2, 1, 1, 1], vec![2.0, -1.0]), tensor("b", &[2], vec![0.5, 0.25])],
+    );
+    model.graph.as_mut().unwrap().node[0].attribute.push(ints("kernel_shape", vec![1, 1]));
+    let network = load(&model).unwrap();
+    assert_eq!(network.explain().iter().filter(|step| step.place == "float").count(), 1);
+    let x = ArrayD::from_shape_vec(IxDyn(&[1, 1, 1, 3]), vec![1.0, -1.0, 0.0]).unwrap();
+    let y = network.session().unwrap().run(&Pool::new(2), &[x.view()]).unwrap();
+    assert_eq!(y[0].shape(), [1, 2, 1, 3]);
+    assert_eq!(y[0].as_slice().unwrap(), [2.5, 0.0, 0.5, 0.0, 1.25, 0.25]);
+}

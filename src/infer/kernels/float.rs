@@ -9,14 +9,15 @@ use super::graph::{Shape, Window};
 use super::memory::Memory;
 use crate::pool::{Fault, Pool};
 
-/// Columns of the widest tile.
-const TILE: usize = 24;
+/// Columns of the widest tile. With six channels of it sixteen registers suffice; a sum that had to wait in memory would
+/// hold up all others.
+const TILE: usize = 16;
 
 /// Channels of a block of weights.
-const BLOCK: usize = 8;
+const BLOCK: usize = 12;
 
 /// Columns that one unit of work makes: whole tiles, and few enough that the rows below them stay in the cache.
-const COLUMNS: usize = 10 * TILE;
+const COLUMNS: usize = 15 * TILE;
 
 /// What a tile kernel computes: for some channels, `VECTORS` times eight columns.
 struct Job {
@@ -79,8 +80,9 @@ impl FloatConv {
         }
         let [kd, kh, kw] = window.kernel;
         let [own, outputs, taps] = [input.c / groups, output.c / groups, window.taps()];
-        let (chunk, stride) = (output.w.next_multiple_of(8).min(COLUMNS), window.stride[2]);
-        let part = chunk.next_multiple_of(TILE) + (kw - 1) * window.dilation[2] / stride + 1;
+        let chunk = output.w.div_ceil(output.w.div_ceil(COLUMNS)).next_multiple_of(TILE);
+        let stride = window.stride[2];
+        let part = chunk + (kw - 1) * window.dilation[2] / stride + 1;
         let row = stride * part;
         let mut offsets = Vec::with_capacity(own * taps);
         for line in 0..own * kd * kh {
@@ -183,36 +185,38 @@ impl FloatConv {
         let steps = self.offsets.len();
         let lines = self.input.c / self.groups * self.window.kernel[0] * self.window.kernel[1];
         let mut tile: Tile = [[0.0; TILE]; BLOCK];
-        for block in &self.blocks {
-            let base = &scratch[block.group * lines * self.row..];
-            let mut done = 0;
-            while done < columns {
-                let vectors = (columns - done).div_ceil(8).min(3);
-                // Wide tiles hold four channels, narrow ones all eight: as many sums as hide the time of an addition.
-                let most = if vectors == 1 { 8 } else { 4 };
-                for lane in (0..block.lanes).step_by(most) {
-                    let lanes = (block.lanes - lane).min(most);
+        // All channels of a tile before the next tile: its columns of all rows stay in the first cache.
+        let mut done = 0;
+        while done < columns {
+            let vectors = (columns - done).div_ceil(8).min(TILE / 8);
+            let taken = (8 * vectors).min(columns - done);
+            // Wide tiles hold up to six channels, narrow ones twelve: as many sums as hide the time of an addition.
+            let most = if vectors == 1 { 12 } else { 6 };
+            let at = (d * self.output.h + h) * self.output.w + first + done;
+            for block in &self.blocks {
+                let base = &scratch[block.group * lines * self.row + done..];
+                let each = block.lanes.div_ceil(block.lanes.div_ceil(most));
+                for lane in (0..block.lanes).step_by(each) {
+                    let lanes = (block.lanes - lane).min(each);
                     let job = Job {
-                        base: base[done..].as_ptr(),
+                        base: base.as_ptr(),
                         offsets: self.offsets.as_ptr(),
                         steps,
                         weights: self.weights[block.weights + lane..].as_ptr(),
                         bias: self.bias[block.first + lane..].as_ptr(),
                     };
-                    let taken = (8 * vectors).min(columns - done);
                     // SAFETY: rows were copied with room for whole tiles behind each offset; the kernel is one of this
                     // processor's; the columns lie in the output, whose channels are whole volumes apart.
                     unsafe {
                         self.tile(lanes, vectors)(&job, &mut tile);
-                        let at = (d * self.output.h + h) * self.output.w + first + done;
                         for (lane, row) in (block.first + lane..).zip(&tile[..lanes]) {
                             let out = std::slice::from_raw_parts_mut(out.add(lane * self.output.voxels() + at), taken);
                             out.iter_mut().zip(row).for_each(|(o, x)| *o = if *x < self.low { self.low } else { *x });
                         }
                     }
                 }
-                done += 8 * vectors;
             }
+            done += taken;
         }
     }
 
@@ -255,12 +259,12 @@ impl FloatConv {
             ($tile:ident) => {
                 match (lanes, vectors) {
                     (1, 1) => $tile::<1, 1>,
-                    (1, 2) => $tile::<1, 2>,
-                    (1, _) => $tile::<1, 3>,
+                    (1, _) => $tile::<1, 2>,
                     (2..=4, 1) => $tile::<4, 1>,
-                    (_, 1) => $tile::<8, 1>,
-                    (_, 2) => $tile::<4, 2>,
-                    _ => $tile::<4, 3>,
+                    (5..=8, 1) => $tile::<8, 1>,
+                    (_, 1) => $tile::<12, 1>,
+                    (2..=4, _) => $tile::<4, 2>,
+                    _ => $tile::<6, 2>,
                 }
             };
         }

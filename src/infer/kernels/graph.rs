@@ -161,6 +161,21 @@ impl Window {
     pub const POINT: Self =
         Self { kernel: [1; 3], stride: [1; 3], dilation: [1; 3], before: [0; 3], after: [0; 3] };
 
+    /// The window with as much more padding at the end as gives an output to what is left over there, unless that lay in the
+    /// padding alone: ONNX's `ceil_mode`.
+    #[must_use]
+    pub fn rounded_up(mut self, input: [usize; 3]) -> Self {
+        for axis in 0..3 {
+            let reach = (self.kernel[axis] - 1) * self.dilation[axis] + 1;
+            let padded = input[axis] + self.before[axis] + self.after[axis];
+            let left = padded.saturating_sub(reach) % self.stride[axis];
+            if left > 0 && padded - reach - left + self.stride[axis] < input[axis] + self.before[axis] {
+                self.after[axis] += self.stride[axis] - left;
+            }
+        }
+        self
+    }
+
     /// Taps of the whole kernel.
     pub fn taps(&self) -> usize {
         self.kernel.iter().product()
@@ -256,8 +271,15 @@ pub enum Kind {
     },
     /// The product of two tensors of one shape, or with a second tensor of one voxel that scales channels.
     Multiply,
-    /// Resized by interpolation between two voxels along each axis: for each output voxel, which and how much of each.
-    Resample([Vec<Between>; 3]),
+    /// Resized by interpolation between two voxels along each axis.
+    Resample {
+        /// For each output voxel, which and how much of each.
+        axes: [Vec<Between>; 3],
+        /// Whether fractions of the network's bytes are cut off instead of rounded.
+        cut: bool,
+    },
+    /// Each channel's part of the whole: the table holds exponentials of differences of bytes.
+    Softmax(Arc<[f32; 256]>),
     /// The view written out as a tensor.
     Gather,
     /// A frame of one value around the input.

@@ -35,7 +35,9 @@ pub enum Kernel {
     Portable,
     /// x86-64 with AVX2: `vpmaddubsw` under a proof that no 16-bit sum saturates.
     Avx2,
-    /// x86-64 with AVX-512 VNNI: `vpdpbusd`.
+    /// x86-64 with AVX-VNNI: `vpdpbusd` on 32 bytes.
+    AvxVnni,
+    /// x86-64 with AVX-512 VNNI: `vpdpbusd` on 64 bytes.
     Vnni,
     /// aarch64: SMULL and SMLAL into 16 bits, under a proof that no sum overflows.
     Neon,
@@ -51,6 +53,7 @@ impl Kernel {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Vnni => "vnni",
             Self::Neon => "neon",
             Self::Sdot => "sdot",
@@ -65,6 +68,10 @@ impl Kernel {
         {
             if is_x86_feature_detected!("avx2") {
                 kernels.push(Self::Avx2);
+            }
+            // Its twin in the other encoding stands in for it in the tests.
+            if x86_64::has_avxvnni() || (cfg!(test) && x86_64::has_vnni()) {
+                kernels.push(Self::AvxVnni);
             }
             if x86_64::has_vnni() {
                 kernels.push(Self::Vnni);
@@ -102,6 +109,14 @@ impl Kernel {
             (Self::Avx2, 16) => x86_64::row_avx2_16,
             #[cfg(target_arch = "x86_64")]
             (Self::Avx2, _) => x86_64::row_avx2_8,
+            #[cfg(all(test, target_arch = "x86_64"))]
+            (Self::AvxVnni, _) if !x86_64::has_avxvnni() => {
+                if width == 16 { x86_64::row_avxvnni_16_twin } else { x86_64::row_avxvnni_8_twin }
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Self::AvxVnni, 16) => x86_64::row_avxvnni_16,
+            #[cfg(target_arch = "x86_64")]
+            (Self::AvxVnni, _) => x86_64::row_avxvnni_8,
             #[cfg(target_arch = "x86_64")]
             (Self::Vnni, 16) => x86_64::row_vnni_16,
             #[cfg(target_arch = "x86_64")]
@@ -138,6 +153,9 @@ pub fn integer_peak(kernel: Kernel) -> f64 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the processor has what the kernel needs, or it would not have been chosen.
             Kernel::Vnni => unsafe { x86_64::peak_vnni(ROUNDS) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kernel::AvxVnni => unsafe { x86_64::peak_avxvnni(ROUNDS) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kernel::Avx2 => unsafe { x86_64::peak_avx2(ROUNDS) },

@@ -27,14 +27,14 @@ impl Kernel {
     /// What the kernel adds to each activation as it loads it: some multiply signed bytes alone.
     pub(super) fn added_to_activations(self) -> i32 {
         match self {
-            Self::Portable | Self::Avx2 | Self::Vnni | Self::I8mm => 0,
+            Self::Portable | Self::Avx2 | Self::AvxVnni | Self::Vnni | Self::I8mm => 0,
             Self::Neon | Self::Sdot => -128,
         }
     }
 
     pub(super) fn pack(self, steps: Vec<Step>) -> Packed {
         match self {
-            Self::Portable | Self::Vnni => plain(&steps, 1),
+            Self::Portable | Self::AvxVnni | Self::Vnni => plain(&steps, 1),
             Self::Avx2 => {
                 let (steps, group) = without_saturation(&halved(steps), &[4, 3, 2, 1], 128, pair_loads);
                 plain(&steps, group)

@@ -242,9 +242,11 @@ fn step(
             whole: layer.inputs[1].shape == shape,
             quant: [quant(0), quant(1), to],
         },
-        Kind::Resample(axes) => {
-            Work::Resample { from: from(0), input: layer.inputs[0].shape, axes: axes.clone(), quant: [quant(0), to] }
+        Kind::Resample { axes, cut } => {
+            let input = layer.inputs[0].shape;
+            Work::Resample { from: from(0), input, axes: axes.clone(), quant: [quant(0), to], cut: *cut }
         }
+        Kind::Softmax(table) => Work::Softmax { from: from(0), table: Arc::clone(table), quant: to },
         Kind::Gather => Work::Gather { source: source(&layer.inputs[0]) },
         Kind::Pad { before, value } => {
             Work::Pad { from: from(0), input: layer.inputs[0].shape, before: *before, value: *value }

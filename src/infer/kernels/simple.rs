@@ -141,7 +141,8 @@ pub(super) enum Work {
     GlobalAverage { from: usize, input: Shape, quant: [Quant; 2] },
     Add { from: [usize; 2], quant: [Quant; 3], low: u8 },
     Multiply { from: [usize; 2], whole: bool, quant: [Quant; 3] },
-    Resample { from: usize, input: Shape, axes: [Vec<Between>; 3], quant: [Quant; 2] },
+    Resample { from: usize, input: Shape, axes: [Vec<Between>; 3], quant: [Quant; 2], cut: bool },
+    Softmax { from: usize, table: Arc<[f32; 256]>, quant: Quant },
     Gather { source: Source },
     Pad { from: usize, input: Shape, before: [usize; 3], value: u8 },
     Dequantize { from: usize, output: usize, meaning: Meaning },
@@ -191,6 +192,7 @@ impl Simple {
             Work::Add { .. } => "add",
             Work::Multiply { .. } => "multiply",
             Work::Resample { .. } => "resample",
+            Work::Softmax { .. } => "softmax",
             Work::Gather { .. } => "gather",
             Work::Pad { .. } => "pad",
             Work::Dequantize { meaning: Meaning::Softmax(_), .. } => "softmax",
@@ -281,9 +283,17 @@ impl Simple {
                             pixels.for_each(|(pixel, out)| multiply(pixel, factors, quant, out));
                         }
                     }
-                    Work::Resample { from, input, axes, quant } => {
+                    Work::Resample { from, input, axes, quant, cut } => {
                         let blend = std::slice::from_raw_parts_mut(memory.scratch(thread).cast(), input.w * c);
-                        resample(tensor(*from, input.bytes()), *input, axes, *quant, [d, h], blend, out());
+                        resample(tensor(*from, input.bytes()), *input, axes, *quant, *cut, [d, h], blend, out());
+                    }
+                    Work::Softmax { from, table, quant } => {
+                        for (pixel, out) in same(*from).chunks_exact(c).zip(out().chunks_exact_mut(c)) {
+                            let (largest, sum) = whole_of(pixel, table);
+                            for (byte, out) in pixel.iter().zip(out) {
+                                *out = quant.byte(table[usize::from(largest - byte)] / sum);
+                            }
+                        }
                     }
                     Work::Gather { source } => {
                         let to = out().as_mut_ptr();
@@ -457,11 +467,13 @@ fn average_pool(
 /// Four rows become one of floats, then its columns are blended. Products and sums are separate operations in one order,
 /// so all processors agree; where the weights are quarters, as in doubling, everything up to the rounding is exact.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn resample(
     from: &[u8],
     input: Shape,
     [depths, rows, columns]: &[Vec<Between>; 3],
     [quant, to]: [Quant; 2],
+    cut: bool,
     [d, h]: [usize; 2],
     blend: &mut [f32],
     out: &mut [u8],
@@ -470,7 +482,8 @@ fn resample(
     let (depth, row) = (depths[d], rows[h]);
     let line = |d: usize, h: usize| &from[(depth.at[d] * input.h + row.at[h]) * input.w * c..][..input.w * c];
     let corners = line(0, 0).iter().zip(line(0, 1)).zip(line(1, 0).iter().zip(line(1, 1)));
-    let zero = i32::from(quant.zero);
+    // What is cut off is cut off the network's own bytes, so those are blended, not their meanings.
+    let zero = if cut { quant.offset() } else { i32::from(quant.zero) };
     let real = |byte: u8| (i32::from(byte) - zero) as f32;
     for (out, ((a, b), (c, d))) in blend.iter_mut().zip(corners) {
         let near = real(*a) * row.weight[0] + real(*b) * row.weight[1];
@@ -481,6 +494,12 @@ fn resample(
     let zero = f32::from(to.zero);
     for (out, column) in out.chunks_exact_mut(c).zip(columns) {
         let (a, b) = (&blend[column.at[0] * c..][..c], &blend[column.at[1] * c..][..c]);
+        if cut {
+            for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                *out = ((a * column.weight[0] + b * column.weight[1]) as i32 + quant.offset()) as u8;
+            }
+            continue;
+        }
         for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
             let real = (a * column.weight[0] + b * column.weight[1]) * scale;
             *out = (whole(real.max(-zero).min(255.0 - zero)) + i32::from(to.zero)) as u8;
@@ -536,6 +555,13 @@ fn multiply(a: &[u8], b: &[u8], [qa, qb, to]: &[Quant; 3], out: &mut [u8]) {
     }
 }
 
+/// The largest byte, and the sum over the channels. The table holds exp(-difference * scale): differences are exact.
+#[inline(always)]
+fn whole_of(pixel: &[u8], table: &[f32; 256]) -> (u8, f32) {
+    let largest = pixel.iter().copied().max().unwrap_or(0);
+    (largest, pixel.iter().map(|byte| table[usize::from(largest - byte)]).sum())
+}
+
 /// Bytes of a row to floats, one channel after the other: `out` has a whole volume between them.
 ///
 /// # Safety
@@ -544,9 +570,7 @@ fn multiply(a: &[u8], b: &[u8], [qa, qb, to]: &[Quant; 3], out: &mut [u8]) {
 unsafe fn dequantize(from: &[u8], meaning: &Meaning, words: &mut [u32], out: *mut f32, voxels: usize, c: usize) {
     if let Meaning::Softmax(table) = meaning {
         for (column, pixel) in from.chunks_exact(c).enumerate() {
-            // The table holds exp(-difference * scale): differences to the largest byte are exact.
-            let largest = pixel.iter().copied().max().unwrap_or(0);
-            let sum: f32 = pixel.iter().map(|byte| table[usize::from(largest - byte)]).sum();
+            let (largest, sum) = whole_of(pixel, table);
             for (channel, byte) in pixel.iter().enumerate() {
                 let value = table[usize::from(largest - byte)] / sum;
                 // SAFETY: the caller's promise.

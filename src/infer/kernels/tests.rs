@@ -308,7 +308,7 @@ fn resampling_is_exact_where_weights_are_dyadic_and_rounds_to_the_nearest_byte_e
         let bytes = random.bytes(input.bytes());
         let view = build.input(input, quant, bytes.clone());
         let shape = input.with_space(std::array::from_fn(|axis| axes[axis].len()));
-        let result = build.graph.push("resample", Kind::Resample(axes.clone()), vec![view], shape, to);
+        let result = build.graph.push("resample", Kind::Resample { axes: axes.clone(), cut: false }, vec![view], shape, to);
         build.output(&result);
         for (n, got) in build.run("resample").iter().enumerate() {
             let (voxel, c) = (n / shape.c, n % shape.c);
@@ -327,6 +327,27 @@ fn resampling_is_exact_where_weights_are_dyadic_and_rounds_to_the_nearest_byte_e
             } else {
                 assert!((f64::from(*got) - exact - f64::from(to.zero)).abs() < 0.501, "case {case}, {n}: {got} for {exact}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_softmax_gives_the_byte_nearest_to_each_channels_part() {
+    let mut random = Random(7);
+    for case in 0..20 {
+        let shape = Shape { d: 1, h: 3, w: 5, c: random.from(&[1, 2, 5, 17]) };
+        let scale = (1 + random.below(100)) as f32 / 700.0;
+        let (bytes, to) = (random.bytes(shape.bytes()), Quant { scale: 1.0 / 256.0, zero: 0, signed: false });
+        let mut build = Case::new();
+        let view = build.input(shape, BYTES, bytes.clone());
+        let table = Arc::new(std::array::from_fn(|byte| (-(byte as f64) * f64::from(scale)).exp() as f32));
+        let result = build.graph.push("softmax", Kind::Softmax(table), vec![view], shape, to);
+        build.output(&result);
+        for (n, got) in build.run("softmax").iter().enumerate() {
+            let real = |byte: &u8| (f64::from(*byte) * f64::from(scale)).exp();
+            let sum: f64 = bytes[n / shape.c * shape.c..][..shape.c].iter().map(real).sum();
+            let exact = (real(&bytes[n]) / sum * 256.0).min(255.0);
+            assert!((f64::from(*got) - exact).abs() < 0.501, "case {case}, {n}: {got} for {exact}");
         }
     }
 }

@@ -14,59 +14,61 @@ pub(super) fn has_vnni() -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
-/// Walks a row in tiles: as many of the widest as fit, then the smallest that covers the rest, shifted back over pixels
-/// already done (they are computed again, to the same bytes) where the row is long enough.
-macro_rules! walk {
-    ($job:expr, $tile:ident, $widest:literal, [$($size:literal),*]) => {{
-        let job = $job;
-        let mut done = 0;
-        while job.pixels - done >= $widest {
-            $tile::<$widest>(job, done);
-            done += $widest;
-        }
-        while done < job.pixels {
-            let left = job.pixels - done;
-            // The sizes ascend: the first that covers the rest and fits into the row, else the largest that fits.
-            let mut size = 1;
-            for candidate in [$($size),*] {
-                if candidate <= job.pixels && size < left {
-                    size = candidate;
-                }
-            }
-            let at = if size > left { job.pixels - size } else { done };
-            match size {
-                $($size => $tile::<$size>(job, at),)*
-                _ => $tile::<1>(job, at),
-            }
-            done = at + size;
-        }
-    }};
+pub(super) fn has_avxvnni() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni")
 }
 
+/// Computes some neighbouring pixels of a row, from the given one on.
+type Tile = unsafe fn(&RowJob, usize);
+
+/// Walks a row in tiles, given with their sizes, which ascend from 1: as many of the widest as fit, then the smallest that
+/// covers the rest, shifted back over pixels already done (they are computed again, to the same bytes) where the row is long
+/// enough.
+///
 /// # Safety
-/// AVX-512 F, BW, VL and VNNI; the job's pointers are valid (see [`RowJob`]).
-pub(super) unsafe fn row_vnni_16(job: &RowJob) {
-    // SAFETY: the caller's promise.
-    unsafe { vnni_16(job) }
+/// The processor has what the tiles need; the job's pointers are valid (see [`RowJob`]).
+unsafe fn walk(job: &RowJob, tiles: &[(usize, Tile)]) {
+    let mut done = 0;
+    while done < job.pixels {
+        let left = job.pixels - done;
+        let mut chosen = tiles[0];
+        for tile in tiles {
+            if tile.0 <= job.pixels && chosen.0 < left {
+                chosen = *tile;
+            }
+        }
+        let (size, tile) = chosen;
+        let at = if size > left { job.pixels - size } else { done };
+        // SAFETY: the caller's promise; tiles stay within the row.
+        unsafe { tile(job, at) };
+        done = at + size;
+    }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn vnni_16(job: &RowJob) {
-    // SAFETY: as the caller's; tiles stay within the row.
-    unsafe { walk!(job, tile_vnni_16, 16, [2, 4, 6, 8, 12, 16]) }
+/// Row kernels: a walk in tiles of these sizes.
+macro_rules! rows {
+    ($($(#[$meta:meta])* $row:ident: $tile:ident, $vectors:literal, [$($size:literal),*];)*) => {$(
+        $(#[$meta])*
+        /// # Safety
+        /// The processor's features; the job's pointers are valid (see [`RowJob`]).
+        pub(super) unsafe fn $row(job: &RowJob) {
+            // SAFETY: the caller's promise.
+            unsafe { walk(job, &[$(($size, $tile::<$size, $vectors>)),*]) }
+        }
+    )*};
 }
 
-/// # Safety
-/// As [`row_vnni_16`].
-pub(super) unsafe fn row_vnni_8(job: &RowJob) {
-    // SAFETY: the caller's promise.
-    unsafe { vnni_8(job) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn vnni_8(job: &RowJob) {
-    // SAFETY: as the caller's; tiles stay within the row.
-    unsafe { walk!(job, tile_vnni_8, 16, [2, 4, 6, 8, 12, 16]) }
+rows! {
+    row_vnni_16: tile_vnni_16, 1, [1, 2, 4, 6, 8, 12, 16];
+    row_vnni_8: tile_vnni_8, 1, [1, 2, 4, 6, 8, 12, 16];
+    row_avxvnni_16: tile_avxvnni, 2, [1, 2, 3, 4, 5, 6];
+    row_avxvnni_8: tile_avxvnni, 1, [1, 2, 4, 6, 8, 10, 12];
+    #[cfg(test)]
+    row_avxvnni_16_twin: tile_avxvnni_twin, 2, [1, 2, 3, 4, 5, 6];
+    #[cfg(test)]
+    row_avxvnni_8_twin: tile_avxvnni_twin, 1, [1, 2, 4, 6, 8, 10, 12];
+    row_avx2_16: tile_avx2_any, 2, [1, 2, 3, 4];
+    row_avx2_8: tile_avx2_any, 1, [1, 2, 4, 6, 8];
 }
 
 /// One step for four neighbouring pixels. In assembly, since the compiler would load all pixels of a tile first, and runs
@@ -98,7 +100,7 @@ macro_rules! four_pixels {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile_vnni_16<const T: usize>(job: &RowJob, first: usize) {
+unsafe fn tile_vnni_16<const T: usize, const V: usize>(job: &RowJob, first: usize) {
     // SAFETY: the job's pointers; reads are unaligned, writes masked to the job's channels.
     unsafe {
         let base = job.base.add(first * job.pixel);
@@ -140,7 +142,7 @@ unsafe fn tile_vnni_16<const T: usize>(job: &RowJob, first: usize) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile_vnni_8<const T: usize>(job: &RowJob, first: usize) {
+unsafe fn tile_vnni_8<const T: usize, const V: usize>(job: &RowJob, first: usize) {
     // SAFETY: as `tile_vnni_16`.
     unsafe {
         let base = job.base.add(first * job.pixel);
@@ -180,78 +182,23 @@ unsafe fn tile_vnni_8<const T: usize>(job: &RowJob, first: usize) {
     }
 }
 
-/// # Safety
-/// AVX2; the job's pointers are valid, and its steps were arranged so that no 16-bit sum saturates.
-pub(super) unsafe fn row_avx2_16(job: &RowJob) {
-    // SAFETY: the caller's promise.
+/// The steps were arranged so that no 16-bit sum of a group saturates.
+unsafe fn tile_avx2_any<const T: usize, const V: usize>(job: &RowJob, first: usize) {
+    // SAFETY: as the caller's.
     unsafe {
         match job.group {
-            4 => avx2_16::<4>(job),
-            3 => avx2_16::<3>(job),
-            2 => avx2_16::<2>(job),
-            _ => avx2_16::<1>(job),
+            4 => tile_avx2::<T, V, 4>(job, first),
+            3 => tile_avx2::<T, V, 3>(job, first),
+            2 => tile_avx2::<T, V, 2>(job, first),
+            _ => tile_avx2::<T, V, 1>(job, first),
         }
     }
 }
-
-/// # Safety
-/// As [`row_avx2_16`].
-pub(super) unsafe fn row_avx2_8(job: &RowJob) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match job.group {
-            4 => avx2_8::<4>(job),
-            3 => avx2_8::<3>(job),
-            2 => avx2_8::<2>(job),
-            _ => avx2_8::<1>(job),
-        }
-    }
-}
-
-macro_rules! walk_avx2 {
-    ($name:ident, $vectors:literal, $widest:literal, [$($size:literal),*]) => {
-        #[target_feature(enable = "avx2")]
-        unsafe fn $name<const G: usize>(job: &RowJob) {
-            #[inline]
-            #[target_feature(enable = "avx2")]
-            unsafe fn tile<const T: usize, const G: usize>(job: &RowJob, first: usize) {
-                // SAFETY: as the caller's.
-                unsafe { tile_avx2::<T, $vectors, G>(job, first) }
-            }
-            // SAFETY: as the caller's; tiles stay within the row.
-            unsafe {
-                let mut done = 0;
-                while job.pixels - done >= $widest {
-                    tile::<$widest, G>(job, done);
-                    done += $widest;
-                }
-                while done < job.pixels {
-                    let left = job.pixels - done;
-                    let mut size = 1;
-                    for candidate in [$($size),*] {
-                        if candidate <= job.pixels && size < left {
-                            size = candidate;
-                        }
-                    }
-                    let at = if size > left { job.pixels - size } else { done };
-                    match size {
-                        $($size => tile::<$size, G>(job, at),)*
-                        _ => tile::<1, G>(job, at),
-                    }
-                    done = at + size;
-                }
-            }
-        }
-    };
-}
-
-walk_avx2!(avx2_16, 2, 4, [2, 3, 4]);
-walk_avx2!(avx2_8, 1, 8, [2, 4, 6, 8]);
 
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn tile_avx2<const T: usize, const V: usize, const G: usize>(job: &RowJob, first: usize) {
-    // SAFETY: the job's pointers; reads are unaligned, writes go through a buffer where they are narrower than the vector.
+    // SAFETY: the job's pointers; reads are unaligned.
     unsafe {
         let base = job.base.add(first * job.pixel);
         let stride = job.pixel;
@@ -278,29 +225,74 @@ unsafe fn tile_avx2<const T: usize, const V: usize, const G: usize>(job: &RowJob
             }
             weights = weights.add(G * V * 32);
         }
+        for (t, sums) in sums.iter().enumerate() {
+            finish(job, first + t, sums);
+        }
+    }
+}
+
+/// Sums of one pixel to bytes, and the bytes to their places.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn finish<const V: usize>(job: &RowJob, pixel: usize, sums: &[__m256i; V]) {
+    // SAFETY: the job has a scale for each lane and room for its channels; narrow writes go through a buffer.
+    unsafe {
         let (low, high) = (_mm256_set1_ps(job.low), _mm256_set1_ps(job.high));
         let zero = _mm256_set1_epi32(job.zero);
-        for (t, sums) in sums.iter().enumerate() {
-            let out = job.out.add((first + t) * job.out_pixel);
-            for (v, sum) in sums.iter().enumerate() {
-                let real = _mm256_mul_ps(_mm256_cvtepi32_ps(*sum), _mm256_loadu_ps(job.scale.add(8 * v)));
-                let real = _mm256_min_ps(_mm256_max_ps(real, low), high);
-                let whole = _mm256_add_epi32(_mm256_cvtps_epi32(real), zero);
-                let halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
-                let bytes = _mm_packus_epi16(halves, halves);
-                let lanes = job.lanes.saturating_sub(8 * v).min(8);
-                if lanes == 8 {
-                    _mm_storel_epi64(out.add(8 * v).cast(), bytes);
-                } else {
-                    let narrow = _mm_cvtsi128_si64(bytes).to_le_bytes();
-                    for (lane, byte) in narrow.iter().take(lanes).enumerate() {
-                        out.add(8 * v + lane).write(*byte);
-                    }
+        let out = job.out.add(pixel * job.out_pixel);
+        for (v, sum) in sums.iter().enumerate() {
+            let real = _mm256_mul_ps(_mm256_cvtepi32_ps(*sum), _mm256_loadu_ps(job.scale.add(8 * v)));
+            let real = _mm256_min_ps(_mm256_max_ps(real, low), high);
+            let whole = _mm256_add_epi32(_mm256_cvtps_epi32(real), zero);
+            let halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            let bytes = _mm_packus_epi16(halves, halves);
+            let lanes = job.lanes.saturating_sub(8 * v).min(8);
+            if lanes == 8 {
+                _mm_storel_epi64(out.add(8 * v).cast(), bytes);
+            } else {
+                let narrow = _mm_cvtsi128_si64(bytes).to_le_bytes();
+                for (lane, byte) in narrow.iter().take(lanes).enumerate() {
+                    out.add(8 * v + lane).write(*byte);
                 }
             }
         }
     }
 }
+
+/// The tile of AVX-VNNI, and its twin in the encoding of AVX-512, so that processors with only that one test the same code.
+macro_rules! tile_avxvnni {
+    ($(#[$meta:meta])* $name:ident, $features:literal, $multiply_add:ident) => {
+        $(#[$meta])*
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const T: usize, const V: usize>(job: &RowJob, first: usize) {
+            // SAFETY: the job's pointers; reads are unaligned.
+            unsafe {
+                let base = job.base.add(first * job.pixel);
+                let bias: [__m256i; V] = std::array::from_fn(|v| _mm256_loadu_si256(job.bias.add(8 * v).cast()));
+                let mut sums = [bias; T];
+                let mut weights = job.weights;
+                for step in 0..job.steps {
+                    let at = base.add(*job.offsets.add(step) as usize);
+                    let w: [__m256i; V] = std::array::from_fn(|v| _mm256_loadu_si256(weights.add(32 * v).cast()));
+                    for (t, sums) in sums.iter_mut().enumerate() {
+                        let x = _mm256_set1_epi32(at.add(t * job.pixel).cast::<i32>().read_unaligned());
+                        for (sum, w) in sums.iter_mut().zip(w) {
+                            *sum = $multiply_add(*sum, x, w);
+                        }
+                    }
+                    weights = weights.add(32 * V);
+                }
+                for (t, sums) in sums.iter().enumerate() {
+                    finish(job, first + t, sums);
+                }
+            }
+        }
+    };
+}
+
+tile_avxvnni!(tile_avxvnni, "avx2,avxvnni", _mm256_dpbusd_avx_epi32);
+tile_avxvnni!(#[cfg(test)] tile_avxvnni_twin, "avx2,avx512f,avx512vl,avx512vnni", _mm256_dpbusd_epi32);
 
 pub(super) fn has_vbmi() -> bool {
     is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bw")
@@ -344,6 +336,24 @@ pub(super) unsafe fn peak_vnni(rounds: usize) -> usize {
     }
     std::hint::black_box(sums);
     10 * 64
+}
+
+/// As [`peak_vnni`], 32 bytes at a time.
+///
+/// # Safety
+/// AVX-VNNI.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) unsafe fn peak_avxvnni(rounds: usize) -> usize {
+    let mut sums = [_mm256_set1_epi32(1); 10];
+    let (mut x, w) = (_mm256_set1_epi8(3), _mm256_set1_epi8(5));
+    for _ in 0..rounds {
+        x = std::hint::black_box(x);
+        for sum in &mut sums {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, x, w);
+        }
+    }
+    std::hint::black_box(sums);
+    10 * 32
 }
 
 /// As [`peak_vnni`], with exact 16-bit multiply-adds: `vpmaddwd` and an addition.
