@@ -5,6 +5,7 @@
 //! of the options and its number, so a phantom of 2,000 slices needs the memory of one. Shapes are built from signed
 //! distances in patient millimetres; an edge is as wide as a scanner blurs it.
 
+pub mod brain;
 mod series;
 pub mod ultrasound;
 

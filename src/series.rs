@@ -18,7 +18,7 @@ pub use arrange::{Arrangement, FrameRecord, SetAside, arrange, fingerprint};
 
 use crate::dicom::Instance;
 use crate::geometry::{Affine, Grid, Plane, Spacing, Verdict};
-use crate::study::{Modality, Rejection, RejectionCode, Uid};
+use crate::study::{Modality, MrAcquisition, Rejection, RejectionCode, Uid};
 use crate::volume::{Rescale, Volume, VolumeError, VolumeWriter, VoxelType};
 use crate::with_voxel_type;
 
@@ -122,6 +122,8 @@ pub struct SeriesOutcome {
     pub opened: Instant,
     /// When its last instance came.
     pub last: Instant,
+    /// How it was made, by its first image; magnetic resonance only.
+    pub mr: Option<Box<MrAcquisition>>,
     /// The volume, or why there is none.
     pub result: Result<Assembled, Rejection>,
 }
@@ -237,6 +239,7 @@ struct Growing {
     study: Uid,
     modality: Modality,
     patient: u64,
+    mr: Option<Box<MrAcquisition>>,
     frame_of_reference: Option<Uid>,
     padding: Option<i64>,
     frame_time_ms: Option<f64>,
@@ -407,6 +410,7 @@ impl Assembler {
             instances: self.past.back().map_or(0, |past| past.instances.len()),
             opened: growing.opened,
             last: growing.last,
+            mr: growing.mr,
             result,
         });
     }
@@ -454,6 +458,7 @@ impl Growing {
             study: header.study.clone(),
             modality: header.modality,
             patient: header.patient,
+            mr: header.mr.clone(),
             frame_of_reference: header.frame_of_reference.clone(),
             padding: header.padding,
             frame_time_ms: header.frame_time_ms,

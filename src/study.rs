@@ -109,6 +109,27 @@ impl Modality {
     }
 }
 
+/// What a series of magnetic resonance says of how it was made: enough to tell its contrast (PS3.3 C.8.3.1, C.8.13.4).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MrAcquisition {
+    /// Scanning Sequence (0018,0020): of SE, IR, GR, EP, RM.
+    pub scanning_sequence: String,
+    /// Sequence Variant (0018,0021).
+    pub sequence_variant: String,
+    /// Contrast/Bolus Agent (0018,0010) names one.
+    pub contrast_agent: bool,
+    /// Repetition Time (0018,0080).
+    pub repetition_ms: Option<f64>,
+    /// Echo Time (0018,0081), or Effective Echo Time of an enhanced object.
+    pub echo_ms: Option<f64>,
+    /// Inversion Time (0018,0082).
+    pub inversion_ms: Option<f64>,
+    /// Acquisition Contrast (0008,9209) of an enhanced object: T1, T2, FLUID_ATTENUATED, …
+    pub acquisition_contrast: String,
+    /// Series Description (0008,103E), or the name of a file. People wrote it, so it never goes into a log or a report.
+    pub description: String,
+}
+
 /// Why a series is not analysed though nothing of ours failed: the data's fault, and an ordinary outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]

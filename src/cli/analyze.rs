@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 use scanside::dicom::Instance;
 use scanside::dicom::file::files_below;
+use scanside::exam::brain_mr::contrast::{Contrast, contrast_of};
 use scanside::exam::registry::{ExamKind, Exams};
 use scanside::exam::{LabelMap, Progress};
 use scanside::geometry::Verdict;
@@ -15,7 +16,7 @@ use scanside::nifti::{NiftiSpec, NiftiWriter};
 use scanside::report::{Device, Report, Status};
 use scanside::series::{AddError, Assembled, Assembler, Completion, Limits, Planar, SeriesOutcome};
 use scanside::service::analysis::{Analysed, Analyst, Unread};
-use scanside::study::{Modality, Rejection, RejectionCode, Uid};
+use scanside::study::{Modality, MrAcquisition, Rejection, RejectionCode, Uid};
 use scanside::volume::{Rescale, Volume, VoxelType};
 
 use super::open::{Form, form, open_volume};
@@ -24,13 +25,18 @@ use super::{Failure, Scratch, Steps};
 /// Analyses a study and writes DIR/findings.json (schema scanside.report/1) and the label maps as .nii.gz.
 ///
 /// PATH may be a folder of DICOM files in any order and under any names, a DICOMDIR medium, one multi-frame file, or a
-/// NIfTI in Hounsfield units. What is found is printed too, the most certain first.
+/// NIfTI in Hounsfield units. For brain-mr it may also be a folder of NIfTI files named as in BraTS (…_t1, …_t1ce, …_t2,
+/// …_flair), or the files are given one by one: --role t1c=FILE --role flair=FILE … What is found is printed too.
 /// Exit code 0: analysed (also when nothing was found); 1: the images cannot be analysed, findings.json says why;
 /// 2: there is nothing to analyse at PATH.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Folder or file
-    path: PathBuf,
+    #[arg(required_unless_present = "role")]
+    path: Option<PathBuf>,
+    /// One series of a brain MR study: t1, t1c, t2 or flair, and its file or folder; once for each
+    #[arg(long, value_name = "ROLE=PATH", value_parser = role, conflicts_with_all = ["path", "series"])]
+    role: Vec<(Contrast, PathBuf)>,
     /// Where the results go; made when it is not there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -51,10 +57,13 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What was found at the path.
-struct Found {
-    series: SeriesOutcome,
-    unread: Vec<Unread>,
+/// What was found at the path: one series, or those of a study.
+type Found = Vec<(SeriesOutcome, Vec<Unread>)>;
+
+fn role(text: &str) -> Result<(Contrast, PathBuf), String> {
+    let (word, path) = text.split_once('=').ok_or("ROLE=PATH is wanted, such as t1c=post.nii.gz")?;
+    let contrast = Contrast::of_word(word).ok_or_else(|| format!("{word:?} is none of t1, t1c, t2, flair"))?;
+    Ok((contrast, path.into()))
 }
 
 fn exam_names() -> impl TypedValueParser<Value = ExamKind> {
@@ -64,13 +73,26 @@ fn exam_names() -> impl TypedValueParser<Value = ExamKind> {
 
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    let path = &arguments.path;
-    let form = form(path)?;
     let scratch = Scratch::new()?;
-    let found = match form {
-        Form::Dicom => from_dicom(path, &scratch.0, arguments.series.as_deref(), arguments.exam)?,
-        Form::Nifti | Form::Nrrd => from_volume(path, open_volume(path)?, arguments.exam)?,
+    let path = arguments.path.clone().unwrap_or_else(|| arguments.role.first().map(|(_, path)| path.clone()).unwrap_or_default());
+    let path = path.as_path();
+    let found = if arguments.path.is_none() {
+        if arguments.exam.is_some_and(|exam| exam != ExamKind::BrainMr) {
+            return Err(Failure::usage("--role is for --exam brain-mr"));
+        }
+        from_roles(&arguments.role)?
+    } else {
+        let form = form(path)?;
+        let brain = arguments.exam.is_none_or(|exam| exam == ExamKind::BrainMr);
+        let named = if brain && path.is_dir() { named_niftis(path)? } else { Vec::new() };
+        match form {
+            _ if named.len() >= 2 => from_roles(&named)?,
+            Form::Dicom => from_dicom(path, &scratch.0, arguments.series.as_deref(), arguments.exam)?,
+            Form::Nifti | Form::Nrrd => from_volume(path, open_volume(path)?, arguments.exam),
+        }
     };
+    // Whoever gives several images by their contrasts asks for the exam that reads them.
+    let study = found.len() > 1 && found[0].0.modality == Modality::Mr && path.is_dir() | arguments.path.is_none();
     let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let models = Models::new(arguments.models.clone(), Trust::default());
     let device = Device {
@@ -81,21 +103,30 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let exams = match arguments.exam {
         Some(kind) => Exams::only(&models, kind),
         None => {
-            let fitting = ExamKind::ALL.into_iter().filter(|kind| kind.runs_by_default() && kind.modality() == found.series.modality);
+            let fitting = ExamKind::ALL.into_iter().filter(|kind| (kind.runs_by_default() || study) && kind.modality() == found[0].0.modality);
             Exams::load(&models, &fitting.collect::<Vec<_>>())
         }
     };
     let analyst = Analyst::new(exams.map_err(Failure::impossible)?, threads, device, scratch.0.clone());
     let steps = Steps::new();
     let progress = |p: Progress| steps.show(p.stage, p.done, p.total);
-    let Analysed { report, drawn } = analyst.analyse(&found.series, &found.unread, Timestamp::now(), &progress);
+    let parts: Vec<_> = found.iter().map(|(series, unread)| (series, unread.as_slice())).collect();
+    let mut analysed = analyst.analyse_study(&parts, Timestamp::now(), &progress);
     steps.clear();
     std::fs::create_dir_all(&arguments.out).map_err(|e| cannot_write(&arguments.out, &e))?;
-    if let Some((volume, labels)) = &drawn {
+    for (volume, labels) in analysed.iter().filter_map(|one| one.drawn.as_ref()) {
         for map in labels {
             write_labels(&arguments.out, volume, map.as_ref())?;
         }
     }
+    // Of a study, the report that has the findings, or else the one that says most about why there are none.
+    analysed.sort_by_key(|one| match one.report.status {
+        Status::Complete | Status::Partial => 0,
+        Status::Failed => 1,
+        Status::Rejected => 2,
+        Status::NotAttempted => 3,
+    });
+    let Analysed { report, .. } = analysed.remove(0);
     // Last, so that a findings.json that is there has its label maps beside it.
     let json = report.to_json_pretty().map_err(Failure::impossible)?;
     let findings = arguments.out.join("findings.json");
@@ -111,8 +142,57 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
     Failure::Impossible(format!("cannot write {}: {error}", path.display()))
 }
 
-/// A NIfTI or NRRD file as a series of its own; its UID depends on its bytes, so that the same file gives the same report.
-fn from_volume(path: &Path, volume: Volume, exam: Option<ExamKind>) -> Result<Found, Failure> {
+fn is_nifti(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.ends_with(".nii") || name.ends_with(".nii.gz")
+}
+
+/// A NIfTI or NRRD file as a series of its own.
+fn from_volume(path: &Path, volume: Volume, exam: Option<ExamKind>) -> Found {
+    // The file does not say what made it; CT is what most are.
+    let modality = exam.map_or(Modality::Ct, ExamKind::modality);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    vec![(series_of(path, volume, modality, &name), Vec::new())]
+}
+
+/// Files whose names tell their contrasts, as a study.
+fn from_roles(roles: &[(Contrast, PathBuf)]) -> Result<Found, Failure> {
+    let mut found = Vec::new();
+    for (n, (contrast, path)) in roles.iter().enumerate() {
+        if let Some((_, other)) = roles[..n].iter().find(|(c, _)| c == contrast) {
+            let both = format!("{} and {}", other.display(), path.display());
+            return Err(Failure::usage(format!("two images for {}: {both}; --role chooses", contrast.name())));
+        }
+        let volume = open_volume(path)?;
+        found.push((series_of(path, volume, Modality::Mr, contrast.name()), Vec::new()));
+    }
+    let uids: Vec<String> = found.iter().map(|(series, _)| series.series.to_string()).collect();
+    let study = Uid::derived(uids.join(" ").as_bytes());
+    found.iter_mut().for_each(|(series, _)| series.study = study.clone());
+    Ok(found)
+}
+
+/// The NIfTI files of a folder whose names tell a contrast; label maps and the like are left out.
+fn named_niftis(folder: &Path) -> Result<Vec<(Contrast, PathBuf)>, Failure> {
+    let cannot = |e: std::io::Error| Failure::usage(format!("cannot read {}: {e}", folder.display()));
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(cannot)? {
+        let path = entry.map_err(cannot)?.path();
+        if is_nifti(&path) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let told = |path: &PathBuf| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        let mr = MrAcquisition { description: name, ..MrAcquisition::default() };
+        contrast_of(&mr).ok().map(|contrast| (contrast, path.clone()))
+    };
+    Ok(paths.iter().filter_map(told).collect())
+}
+
+/// A volume without DICOM as a series; its UID depends on its voxels, so that the same file gives the same report.
+fn series_of(path: &Path, volume: Volume, modality: Modality, description: &str) -> SeriesOutcome {
     let mut seed = Vec::new();
     let grid = volume.grid();
     seed.extend(grid.affine.to_row_major().iter().flat_map(|v| v.to_le_bytes()));
@@ -149,17 +229,17 @@ fn from_volume(path: &Path, volume: Volume, exam: Option<ExamKind>) -> Result<Fo
         let text = format!("{} has voxels that are not numbers", path.display());
         Err(Rejection::new(RejectionCode::Malformed, text))
     };
-    let series = SeriesOutcome {
+    let mr = MrAcquisition { description: description.into(), ..MrAcquisition::default() };
+    SeriesOutcome {
         series: uid.clone(),
         study: uid,
-        // A NIfTI does not say what made it; CT is what most are.
-        modality: exam.map_or(Modality::Ct, ExamKind::modality),
+        modality,
         instances: 1,
         opened: now,
         last: now,
+        mr: (modality == Modality::Mr).then(|| Box::new(mr)),
         result,
-    };
-    Ok(Found { series, unread: Vec::new() })
+    }
 }
 
 /// All DICOM below the path, put together, and of several series the one that is asked for or the largest.
@@ -228,6 +308,18 @@ fn from_dicom(path: &Path, scratch: &Path, wanted: Option<&str>, exam: Option<Ex
             None => return Err(Failure::usage(format!("no series {uid} at {}", path.display()))),
         },
     };
+    let reads_studies = match exam {
+        Some(exam) => exam.reads_studies(),
+        None => ExamKind::ALL.iter().any(|kind| kind.reads_studies() && kind.modality() == series.modality),
+    };
+    // The exam wants the study; the series that was named tells which.
+    let mut together = Vec::new();
+    if reads_studies {
+        let (others, left): (Vec<_>, Vec<_>) =
+            finished.into_iter().partition(|other| other.study == series.study && other.modality == series.modality);
+        together = others;
+        finished = left;
+    }
     if wanted.is_none() {
         for other in &finished {
             eprintln!("scanside: not analysed: series {} ({} instances); --series chooses", other.series, other.instances);
@@ -237,8 +329,12 @@ fn from_dicom(path: &Path, scratch: &Path, wanted: Option<&str>, exam: Option<Ex
             series.result = Err(Rejection::new(RejectionCode::MixedStudy, text));
         }
     }
-    let unread = unread.into_iter().filter(|(uid, _)| uid.as_ref().is_none_or(|uid| *uid == series.series));
-    Ok(Found { unread: unread.map(|(_, unread)| unread).collect(), series })
+    let with_unread = |series: SeriesOutcome| {
+        let own = unread.iter().filter(|(uid, _)| uid.as_ref().is_none_or(|uid| *uid == series.series));
+        let own = own.map(|(_, unread)| unread.clone()).collect();
+        (series, own)
+    };
+    Ok(std::iter::once(series).chain(together).map(with_unread).collect())
 }
 
 /// A DICOMDIR names the files of a medium; they are found without it (PS3.10 8.6).

@@ -10,7 +10,7 @@ use super::elements::{Element, Elements, Encoding, Head};
 use super::instance::{malformed, unsupported};
 use super::transfer::TransferSyntax;
 use crate::geometry::Plane;
-use crate::study::{Modality, Rejection, RejectionCode, Uid};
+use crate::study::{Modality, MrAcquisition, Rejection, RejectionCode, Uid};
 use crate::volume::{Rescale, VoxelType};
 
 /// Frames of one instance. Enhanced objects have thousands; each costs memory before its pixels are looked at.
@@ -127,6 +127,8 @@ pub struct Header {
     pub frame_time_ms: Option<f64>,
     /// Calibrated regions of an ultrasound image.
     pub ultrasound_regions: Vec<UltrasoundRegion>,
+    /// How a magnetic resonance image was made.
+    pub mr: Option<Box<MrAcquisition>>,
 }
 
 impl Header {
@@ -167,6 +169,11 @@ pub(super) struct Raw<'a> {
     padding: Option<u16>,
     imager_spacing: Option<[f64; 2]>,
     frame_time: Option<f64>,
+    scanning_sequence: Option<&'a str>,
+    sequence_variant: Option<&'a str>,
+    contrast_agent: Option<&'a str>,
+    acquisition_contrast: Option<&'a str>,
+    description: Option<&'a str>,
     plain: Place,
     shared: Option<Element<'a>>,
     per_frame: Option<Element<'a>>,
@@ -189,6 +196,9 @@ struct Place {
     temporal: Option<i64>,
     echo: Option<i64>,
     b_value: Option<i64>,
+    repetition_ms: Option<f64>,
+    echo_ms: Option<f64>,
+    inversion_ms: Option<f64>,
     stack: [u32; 2],
     localizer: bool,
     real_value_map: bool,
@@ -252,6 +262,11 @@ impl<'a> Raw<'a> {
             tags::ECHO_NUMBERS => self.echo = e.integer(),
             tags::GANTRY_DETECTOR_TILT => self.gantry_tilt = e.decimal(),
             tags::FRAME_TIME => self.frame_time = e.decimal(),
+            tags::SCANNING_SEQUENCE => self.scanning_sequence = e.text(),
+            tags::SEQUENCE_VARIANT => self.sequence_variant = e.text(),
+            tags::CONTRAST_BOLUS_AGENT => self.contrast_agent = e.text(),
+            tags::ACQUISITION_CONTRAST => self.acquisition_contrast = e.text(),
+            tags::SERIES_DESCRIPTION => self.description = e.text(),
             tags::IMAGER_PIXEL_SPACING => self.imager_spacing = e.decimals(),
             tags::SEQUENCE_OF_ULTRASOUND_REGIONS => self.regions = Some(*e),
             tags::SAMPLES_PER_PIXEL => self.samples = e.u16(0),
@@ -322,7 +337,26 @@ impl<'a> Raw<'a> {
             pixel_spacing_mm: spacing.filter(|s| s.iter().all(|v| *v > 0.0 && *v <= 1000.0)),
             frame_time_ms: self.frame_time.filter(|t| *t > 0.0),
             ultrasound_regions: self.regions.as_ref().map(ultrasound_regions).unwrap_or_default(),
+            mr: (modality == Modality::Mr).then(|| Box::new(self.mr_acquisition())),
         })
+    }
+
+    fn mr_acquisition(&self) -> MrAcquisition {
+        // Words of a protocol; longer ones are something else, and a series keeps them while it grows.
+        let words = |text: Option<&str>| text.unwrap_or_default().chars().take(128).collect::<String>();
+        let shared = self.shared.iter().flat_map(|e| e.items()).next().map_or(self.plain, |item| self.plain.with_groups(item));
+        let first = self.per_frame.iter().flat_map(|e| e.items()).next().map_or(shared, |item| shared.with_groups(item));
+        let none = ["", "NO", "NONE", "N", "NIL", "NO CONTRAST", "WITHOUT"];
+        MrAcquisition {
+            scanning_sequence: words(self.scanning_sequence),
+            sequence_variant: words(self.sequence_variant),
+            contrast_agent: self.contrast_agent.is_some_and(|agent| !none.contains(&agent.to_uppercase().as_str())),
+            repetition_ms: first.repetition_ms.filter(|ms| *ms > 0.0),
+            echo_ms: first.echo_ms.filter(|ms| *ms > 0.0),
+            inversion_ms: first.inversion_ms.filter(|ms| *ms > 0.0),
+            acquisition_contrast: words(self.acquisition_contrast),
+            description: words(self.description),
+        }
     }
 
     /// The fingerprint is of this process's making only: it never leaves, so it needs no secret.
@@ -427,6 +461,9 @@ impl Place {
             tags::WINDOW_WIDTH => self.window = Some([self.window.map_or(0.0, |w| w[0]), e.decimal().unwrap_or(0.0)]),
             tags::DIFFUSION_B_VALUE => self.b_value = e.f64(0).map(|v| v.round() as i64),
             tags::MODALITY_LUT_SEQUENCE => self.real_value_map = true,
+            tags::REPETITION_TIME => self.repetition_ms = e.decimal(),
+            tags::ECHO_TIME => self.echo_ms = e.decimal(),
+            tags::INVERSION_TIME => self.inversion_ms = e.decimal(),
             _ => {}
         }
     }
@@ -443,7 +480,8 @@ impl Place {
                         | tags::PIXEL_MEASURES_SEQUENCE
                         | tags::PIXEL_VALUE_TRANSFORMATION_SEQUENCE
                         | tags::FRAME_VOILUT_SEQUENCE
-                        | tags::MR_DIFFUSION_SEQUENCE,
+                        | tags::MR_DIFFUSION_SEQUENCE
+                        | tags::MR_TIMING_AND_RELATED_PARAMETERS_SEQUENCE,
                         _,
                     ) => self.take(&e),
                     (tags::FRAME_CONTENT_SEQUENCE, tags::TEMPORAL_POSITION_INDEX) => {
@@ -456,8 +494,10 @@ impl Place {
                         self.stack[1] = e.u32().unwrap_or(0);
                     }
                     (tags::MR_ECHO_SEQUENCE, tags::EFFECTIVE_ECHO_TIME) => {
-                        self.echo = e.f64(0).map(|ms| (ms * 1000.0).round() as i64);
+                        self.echo_ms = e.f64(0);
+                        self.echo = self.echo_ms.map(|ms| (ms * 1000.0).round() as i64);
                     }
+                    (tags::MR_MODIFIER_SEQUENCE, tags::INVERSION_TIMES) => self.inversion_ms = e.f64(0),
                     (_, tags::FRAME_TYPE) => self.localizer |= e.text().is_some_and(is_localizer),
                     _ => {}
                 }

@@ -4,6 +4,7 @@
 //! of threads, streamed or at once.
 
 pub mod attempt;
+pub mod brain_mr;
 mod callipers;
 pub mod chest_ct;
 mod hull;

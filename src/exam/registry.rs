@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Progress;
 use super::attempt::{self, Attempt, AttemptError};
+use super::brain_mr::BrainMr;
 use super::chest_ct::{ChestCt, LungSlice};
 use super::ultrasound::Ultrasound;
 use crate::infer::package::{Models, PackageError};
@@ -21,17 +22,20 @@ pub enum ExamKind {
     ChestCt,
     /// Focal lesions in ultrasound cines and live streams.
     Ultrasound,
+    /// A tumour in the brain, from the series of one MR study.
+    BrainMr,
 }
 
 impl ExamKind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::ChestCt, Self::Ultrasound];
+    pub const ALL: [Self; 3] = [Self::ChestCt, Self::BrainMr, Self::Ultrasound];
 
     /// As reports, settings and the command line have it: `chest-ct`.
     pub fn name(self) -> &'static str {
         match self {
             Self::ChestCt => ChestCt::NAME,
             Self::Ultrasound => Ultrasound::NAME,
+            Self::BrainMr => BrainMr::NAME,
         }
     }
 
@@ -45,13 +49,20 @@ impl ExamKind {
         match self {
             Self::ChestCt => Modality::Ct,
             Self::Ultrasound => Modality::Us,
+            Self::BrainMr => Modality::Mr,
         }
     }
 
     /// Whether it runs without being asked for. The ultrasound network finds nothing yet, and a report that says so of every
-    /// image would be taken for an answer: it runs only where somebody names it.
+    /// image would be taken for an answer; the brain exam makes the series of a study wait for each other. They run only where
+    /// somebody names them.
     pub fn runs_by_default(self) -> bool {
-        self != Self::Ultrasound
+        self == Self::ChestCt
+    }
+
+    /// Whether it looks at all series of a study together.
+    pub fn reads_studies(self) -> bool {
+        self == Self::BrainMr
     }
 
     /// Whether it can be asked for images of this modality. Where a file does not say what made it (a secondary capture),
@@ -65,6 +76,7 @@ impl ExamKind {
 pub struct Exams {
     chest_ct: Option<ChestCt>,
     ultrasound: Option<Ultrasound>,
+    brain_mr: Option<BrainMr>,
     named: Option<ExamKind>,
 }
 
@@ -96,6 +108,7 @@ impl Exams {
         Ok(Self {
             chest_ct: wanted(ExamKind::ChestCt).then(|| ChestCt::load(models)).transpose()?,
             ultrasound: wanted(ExamKind::Ultrasound).then(|| Ultrasound::load(models)).transpose()?,
+            brain_mr: wanted(ExamKind::BrainMr).then(|| BrainMr::load(models)).transpose()?,
             named: None,
         })
     }
@@ -113,6 +126,7 @@ impl Exams {
         let has = |kind: &ExamKind| match kind {
             ExamKind::ChestCt => self.chest_ct.is_some(),
             ExamKind::Ultrasound => self.ultrasound.is_some(),
+            ExamKind::BrainMr => self.brain_mr.is_some(),
         };
         self.named.or_else(|| ExamKind::ALL.into_iter().filter(has).find(|kind| kind.modality() == modality))
     }
@@ -127,13 +141,19 @@ impl Exams {
         self.ultrasound.as_ref()
     }
 
-    /// Bytes of memory that the networks of the largest exam hold: studies are analysed one after the other.
-    pub fn network_bytes(&self) -> usize {
-        let chest_ct = self.chest_ct.as_ref().map_or(0, ChestCt::network_bytes);
-        chest_ct.max(self.ultrasound.as_ref().map_or(0, Ultrasound::network_bytes))
+    /// The brain MR exam, when it is loaded.
+    pub fn brain_mr(&self) -> Option<&BrainMr> {
+        self.brain_mr.as_ref()
     }
 
-    /// Runs the exam for this series; None when there is none.
+    /// Bytes of memory that the networks of the largest exam hold: studies are analysed one after the other.
+    pub fn network_bytes(&self) -> usize {
+        let chest = self.chest_ct.as_ref().map_or(0, ChestCt::network_bytes);
+        let ultrasound = self.ultrasound.as_ref().map_or(0, Ultrasound::network_bytes);
+        chest.max(ultrasound).max(self.brain_mr.as_ref().map_or(0, BrainMr::network_bytes))
+    }
+
+    /// Runs the exam for this series; None when there is none, or when it wants the whole study.
     ///
     /// # Errors
     /// [`AttemptError`]
@@ -147,6 +167,7 @@ impl Exams {
         match kind {
             ExamKind::ChestCt => self.chest_ct.as_ref().map(|exam| attempt::chest_ct(exam, work)),
             ExamKind::Ultrasound => self.ultrasound.as_ref().map(|exam| exam.attempt(work)),
+            ExamKind::BrainMr => None,
         }
     }
 }

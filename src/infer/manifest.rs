@@ -140,6 +140,10 @@ pub enum Scaling {
     ZScoreSliceAll,
     /// Mean 0 and standard deviation 1 of the volume's values above zero.
     ZScore,
+    /// Median 0 and mean absolute deviation 1 of the volume's values above zero, clipped to the range.
+    RobustZScore,
+    /// The 99th percentile of what is brighter than a tenth of the volume's mean becomes 1, clipped to the range.
+    Brightest,
     /// Lowest and highest value of the volume become the range.
     MinMax,
 }

@@ -80,6 +80,45 @@ pub fn segment(
     Ok(resample_nearest(labels.view(), &work.affine, &first, 0, pool)?)
 }
 
+/// What the network says of every voxel of images that are on its grid and scaled already: one map for each of its outputs'
+/// channels, each voxel from the core of one tile.
+///
+/// # Errors
+/// [`SegmentError`].
+pub fn scores(
+    manifest: &Manifest,
+    network: &Network,
+    session: &mut Session<'_>,
+    images: &[Array3<f32>],
+    pool: &Pool,
+) -> Result<Vec<Array3<f32>>, SegmentError> {
+    check(manifest, network, images.len())?;
+    let (patch, halo) = (manifest.patch(), manifest.input.halo);
+    let (z, y, x) = images[0].dim();
+    let size = [z, y, x];
+    let axes: [Vec<isize>; 3] = std::array::from_fn(|a| starts(size[a], patch[a], halo[a]));
+    let pad = padding(manifest);
+    let mut input = vec![0f32; images.len() * patch.iter().product::<usize>()];
+    let mut maps: Vec<Array3<f32>> = manifest.output.labels.iter().map(|_| Array3::zeros(size)).collect();
+    for sz in &axes[0] {
+        for sy in &axes[1] {
+            for sx in &axes[2] {
+                let start = [*sz, *sy, *sx];
+                cut(images, start, patch, pad, &mut input);
+                let shape = IxDyn(&manifest.input.shape);
+                let view = ArrayViewD::from_shape(shape, &input).expect("the tile has the size of the input");
+                let outputs = session.run(pool, &[view])?;
+                let tile = Scores { output: &outputs[0], patch, background: manifest.output.background() };
+                let part: [_; 3] = std::array::from_fn(|a| core(start[a], size[a], patch[a], halo[a]));
+                tile.each(start, part, |voxel, _, scores| {
+                    maps.iter_mut().zip(scores).for_each(|(map, score)| map[voxel] = *score);
+                });
+            }
+        }
+    }
+    Ok(maps)
+}
+
 fn check(manifest: &Manifest, network: &Network, given: usize) -> Result<(), SegmentError> {
     let no = |why: &str| Err(SegmentError::Package { name: manifest.name.clone(), why: why.into() });
     let [input] = network.input_shapes() else { return no("its network has more than one input") };
@@ -166,6 +205,8 @@ fn scale(manifest: &Manifest, image: &mut Array3<f32>) {
             to_range(voxels, f64::from(low), f64::from(high));
         }
         Scaling::ZScore => z_score(voxels, 0.0),
+        Scaling::RobustZScore => robust_z_score(voxels, |v| v > 0.0, input.range),
+        Scaling::Brightest => brightest(voxels, input.range),
         Scaling::ZScoreSlice => voxels.chunks_mut(slice_voxels.max(1)).for_each(|slice| z_score(slice, 0.0)),
         Scaling::ZScoreSliceAll => voxels.chunks_mut(slice_voxels.max(1)).for_each(|slice| z_score(slice, f32::NEG_INFINITY)),
     }
@@ -179,6 +220,43 @@ fn z_score(voxels: &mut [f32], least: f32) {
     let deviation = (inside().map(|v| (v - mean) * (v - mean)).sum::<f64>() / count).sqrt().max(1e-8);
     for v in voxels.iter_mut().filter(|v| **v > least) {
         *v = ((f64::from(*v) - mean) / deviation) as f32;
+    }
+}
+
+/// Median 0 and mean absolute deviation 1 of the values that are `inside`, clipped to `range`; the others become 0. A median
+/// stays where it is when a large lesion is there, and a mean does not.
+pub fn robust_z_score(voxels: &mut [f32], inside: impl Fn(f32) -> bool, range: [f64; 2]) {
+    let mut values: Vec<f32> = voxels.iter().copied().filter(|v| inside(*v)).collect();
+    if values.is_empty() {
+        return voxels.fill(0.0);
+    }
+    // The lower of two middle values.
+    let at = (values.len() - 1) / 2;
+    let middle = f64::from(*values.select_nth_unstable_by(at, f32::total_cmp).1);
+    drop(values);
+    // Summed over the image: the order that the selection left is its own business.
+    let (mut sum, mut count) = (0.0, 0u64);
+    for v in voxels.iter().filter(|v| inside(**v)) {
+        sum += (f64::from(*v) - middle).abs();
+        count += 1;
+    }
+    let spread = (sum / count as f64).max(1e-6);
+    for v in voxels {
+        *v = if inside(*v) { ((f64::from(*v) - middle) / spread).clamp(range[0], range[1]) as f32 } else { 0.0 };
+    }
+}
+
+/// The 99th percentile of what is brighter than a tenth of the mean becomes 1, and everything is clipped to `range`: a head, whatever
+/// the units of its contrast.
+pub fn brightest(voxels: &mut [f32], range: [f64; 2]) {
+    let mean = voxels.iter().map(|v| f64::from(*v)).sum::<f64>() / voxels.len().max(1) as f64;
+    let mut bright: Vec<f32> = voxels.iter().copied().filter(|v| f64::from(*v) > 0.1 * mean).collect();
+    let top = match bright.len() {
+        0..=64 => 1.0,
+        n => f64::from(*bright.select_nth_unstable_by((n - 1) * 99 / 100, f32::total_cmp).1).max(1e-6),
+    };
+    for v in voxels {
+        *v = (f64::from(*v) / top).clamp(range[0], range[1]) as f32;
     }
 }
 

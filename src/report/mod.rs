@@ -64,6 +64,9 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Measurements of the whole: `lung_volume_ml`, `mean_lung_density_hu`.
     pub measurements: BTreeMap<String, Measurement>,
+    /// The series of the study that an exam of several series looked at, and those it set aside; empty for the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series_used: Vec<SeriesUsed>,
     /// Milliseconds of wall time: `ingest`, `segment`, `detect`, `classify`, `total`.
     #[serde(default)]
     pub timing_ms: BTreeMap<String, u64>,
@@ -218,6 +221,19 @@ impl VolumeUsed {
     }
 }
 
+/// What one series of a study was to its exam.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeriesUsed {
+    /// (0020,000E)
+    pub series_uid: Uid,
+    /// `T1`, `T1c`, `T2`, `FLAIR`; absent where it was set aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Why it was set aside, or what is unusual about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
 /// What a report is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
@@ -306,6 +322,7 @@ impl Report {
             volume: results.volume,
             findings: results.findings,
             measurements: results.measurements,
+            series_used: Vec::new(),
             timing_ms: BTreeMap::new(),
         }
     }
@@ -313,6 +330,12 @@ impl Report {
     /// The same report with the volume a rejection is about (its missing slices, for one).
     pub fn with_volume(mut self, volume: VolumeUsed) -> Self {
         self.volume = Some(volume);
+        self
+    }
+
+    /// The same report with the series of its study.
+    pub fn with_series(mut self, series_used: Vec<SeriesUsed>) -> Self {
+        self.series_used = series_used;
         self
     }
 

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::exam::attempt::{Attempt, AttemptError};
+use crate::exam::brain_mr::study::{Role, Study};
+use crate::exam::brain_mr::{BrainMr, StudyOutcome};
 use crate::exam::chest_ct::{LungSegmenter, LungSlice, PlaneGeometry};
 use crate::exam::registry::{ExamKind, Exams, Work};
 use crate::exam::{ExamError, LabelMap, Progress};
 use crate::geometry::Affine;
 use crate::infer::engine::EngineError;
 use crate::pool::{Fault, Pool};
-use crate::report::{CineUsed, Device, ModelUsed, Reason, Report, Results, SetAside, Subject, VolumeUsed};
+use crate::report::{CineUsed, Device, ModelUsed, Reason, Report, Results, SeriesUsed, SetAside, Subject, VolumeUsed};
 use crate::series::{Assembled, SeriesOutcome};
 use crate::study::{Modality, Rejection, Uid};
 use crate::volume::Volume;
@@ -120,8 +122,112 @@ impl Analyst {
         self.early.lock().remove(series);
     }
 
+    /// Whether a series of this modality waits for the others of its study.
+    pub fn reads_studies(&self, modality: Modality) -> bool {
+        self.exams.choose(modality).is_some_and(ExamKind::reads_studies)
+    }
+
+    /// The reports of the series of one study, one for each, in the order given: the findings are in that of the series they refer
+    /// to, and the others say so. A panic becomes `failed` reports of this study alone.
+    pub fn analyse_study(&self, parts: &[(&SeriesOutcome, &[Unread])], now: Timestamp, progress: &dyn Fn(Progress)) -> Vec<Analysed> {
+        let started = Instant::now();
+        let series: Vec<&SeriesOutcome> = parts.iter().map(|(series, _)| *series).collect();
+        let exam = self.exams.brain_mr().filter(|_| series.iter().all(|s| self.reads_studies(s.modality)));
+        let Some(exam) = exam else {
+            return parts.iter().map(|(series, unread)| self.analyse(series, unread, now, progress)).collect();
+        };
+        let study = Study::of(&series);
+        let attempt = catch_unwind(AssertUnwindSafe(|| study.analyze(exam, &series, &self.pool, progress)));
+        let outcome = attempt.map_err(Fault::from_panic).unwrap_or_else(|fault| Err(fault.into()));
+        let mut analysed = self.study_concluded(&study, parts, outcome, now);
+        for (one, (series, _)) in analysed.iter_mut().zip(parts) {
+            let ingest = series.last.saturating_duration_since(series.opened);
+            let report = std::mem::replace(&mut one.report, Report::not_attempted(self.subject_of(series), Reason::new("-", "-"), now));
+            one.report = report.with_timing("ingest", ingest).with_timing("total", started.elapsed());
+        }
+        analysed
+    }
+
+    fn subject_of(&self, series: &SeriesOutcome) -> Subject {
+        self.subject(&series.series, &series.study, series.modality)
+    }
+
+    fn study_concluded(
+        &self,
+        study: &Study,
+        parts: &[(&SeriesOutcome, &[Unread])],
+        outcome: Result<StudyOutcome, ExamError>,
+        now: Timestamp,
+    ) -> Vec<Analysed> {
+        let used = parts.iter().zip(&study.roles).map(|((series, _), role)| {
+            let (role, note) = match role {
+                Role::Reference(contrast) | Role::Read(contrast) => {
+                    let name = contrast.name();
+                    (Some(name.to_owned()), study.notes.iter().find(|note| note.starts_with(&format!("{name} "))).cloned())
+                }
+                Role::SetAside(why) => (None, Some(why.clone())),
+                Role::Rejected(rejection) => (None, Some(rejection.text.clone())),
+            };
+            SeriesUsed { series_uid: series.series.clone(), role, note }
+        });
+        let used: Vec<SeriesUsed> = used.collect();
+        let (mut outcome, trouble) = match outcome {
+            Ok(outcome) => (Some(outcome), None),
+            Err(error) => {
+                if !matches!(error, ExamError::Rejected(_)) {
+                    log::error!("study {}: {error}", parts[0].0.study);
+                }
+                (None, Some(error))
+            }
+        };
+        let reference = parts.iter().zip(&study.roles).find(|(_, role)| matches!(role, Role::Reference(_)));
+        let reference = reference.map(|((series, _), _)| series.series.clone());
+        parts
+            .iter()
+            .zip(&study.roles)
+            .map(|((series, unread), role)| {
+                let subject = self.subject_of(series);
+                let mut drawn = None;
+                let report = match (role, &trouble) {
+                    (Role::Rejected(rejection), _) => Report::rejected(subject, rejection, now),
+                    (Role::SetAside(why), _) => {
+                        let text = format!("set aside by {}: {why}", BrainMr::NAME);
+                        Report::not_attempted(subject, Reason::new("set_aside", text), now)
+                    }
+                    (_, Some(ExamError::Rejected(rejection))) => Report::rejected(subject, rejection, now),
+                    (_, Some(error)) => Report::failed(subject, Reason::new("fault", error.to_string()), now),
+                    (role, None) => {
+                        let outcome = outcome.as_mut().expect("no trouble, so an outcome");
+                        if let Some(at) = outcome.drawn.iter().position(|(uid, ..)| *uid == series.series)
+                            && let Ok(assembled) = &series.result
+                        {
+                            drawn = Some((assembled.volume.clone(), vec![outcome.drawn.remove(at).2]));
+                        }
+                        match role {
+                            Role::Read(contrast) => {
+                                let reference = reference.as_ref().map_or_else(String::new, ToString::to_string);
+                                let name = contrast.name();
+                                let text = format!("read as {name} with the series {reference}, whose report has the findings");
+                                Report::not_attempted(subject, Reason::new("part_of_study", text), now)
+                            }
+                            _ => found_in_study(outcome, subject, series, unread, now),
+                        }
+                    }
+                };
+                let report = match &series.result {
+                    Ok(assembled) => report.with_volume(volume_used(assembled)),
+                    Err(_) => report,
+                };
+                Analysed { report: report.with_series(used.clone()), drawn }
+            })
+            .collect()
+    }
+
     /// The report of a finished series. A panic anywhere below becomes a `failed` report of this series alone.
     pub fn analyse(&self, series: &SeriesOutcome, unread: &[Unread], now: Timestamp, progress: &dyn Fn(Progress)) -> Analysed {
+        if self.reads_studies(series.modality) {
+            return self.analyse_study(&[(series, unread)], now, progress).remove(0);
+        }
         let started = Instant::now();
         let subject = self.subject(&series.series, &series.study, series.modality);
         let early = self.early.lock().remove(&series.series).unwrap_or_default();
@@ -215,6 +321,34 @@ impl Analyst {
         };
         Analysed { report: report.with_volume(volume), drawn }
     }
+}
+
+/// The report of the series that the findings of its study refer to.
+fn found_in_study(outcome: &mut StudyOutcome, subject: Subject, series: &SeriesOutcome, unread: &[Unread], now: Timestamp) -> Report {
+    let found = &mut outcome.outcome;
+    let models = found.models.iter();
+    let results = Results {
+        models: models.map(|m| ModelUsed { name: m.name.clone(), version: m.version.clone(), sha256: m.sha256.clone() }).collect(),
+        volume: series.result.as_ref().ok().map(volume_used),
+        findings: std::mem::take(&mut found.findings),
+        measurements: std::mem::take(&mut found.measurements),
+    };
+    let missing: Vec<&str> = outcome.missing.iter().map(|contrast| contrast.name()).collect();
+    let mut report = match (missing.as_slice(), unread.first()) {
+        ([], None) => Report::complete(subject, results, now),
+        ([], Some(first)) => {
+            let text = format!("{} accepted images could not be read, the first because: {}", unread.len(), first.rejection);
+            Report::partial(subject, results, Reason::new("unread", text), now)
+        }
+        (missing, _) => {
+            let text = format!("analysed without {}", missing.join(", "));
+            Report::partial(subject, results, Reason::new("missing_contrast", text), now)
+        }
+    };
+    for (stage, ms) in &found.timing_ms {
+        report = report.with_timing(stage, Duration::from_millis(*ms));
+    }
+    report
 }
 
 fn volume_used(assembled: &Assembled) -> VolumeUsed {

@@ -14,16 +14,36 @@ use crate::ingest::spool::{Arrival, SpooledInstance};
 use crate::series::{AddError, Added, Assembler, SeriesOutcome};
 use crate::study::{Modality, Rejection, Uid};
 
+/// What an exam looks at in one go: a finished series, or all of a study.
+#[derive(Debug)]
+pub struct Job(pub Vec<Part>);
+
 /// A finished series on its way to its exam.
 #[derive(Debug)]
-pub struct Job {
+pub struct Part {
     /// The series.
     pub series: SeriesOutcome,
     /// Every instance of it that was acknowledged; they leave the spool once the report is in the journal.
     pub instances: Vec<Uid>,
     /// Those that could not be read.
     pub unread: Vec<Unread>,
+    /// Who sent it.
+    source: Option<SourceId>,
 }
+
+/// Finished series of one study that wait for the others.
+struct Gathering {
+    study: Uid,
+    parts: Vec<Part>,
+    last: Instant,
+}
+
+/// Series of one study that are gathered; a sender that goes on beyond them has its study analysed in pieces.
+const GATHERED_MAX: usize = 32;
+/// Studies that are gathered at once. Their voxels lie on the disk.
+const GATHERINGS_MAX: usize = 8;
+/// Senders that have gone in good order and are remembered, until their series have been gathered.
+const RELEASED_MAX: usize = 64;
 
 /// How often the line looks at its clock when nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
@@ -33,6 +53,10 @@ pub struct Line {
     assembler: Assembler,
     jobs: Sender<Job>,
     early: Sender<EarlySlice>,
+    /// Whether the series of a modality are analysed study by study.
+    gathers: Box<dyn Fn(Modality) -> bool + Send>,
+    gatherings: Vec<Gathering>,
+    released: VecDeque<SourceId>,
     /// Per series that grows: what was acknowledged of it.
     members: HashMap<Uid, Members>,
     /// What cannot be taken on yet, because as many series grow as may or the disk is full. It is on disk; it waits.
@@ -56,10 +80,27 @@ struct Members {
 }
 
 impl Line {
-    /// A line with an assembler of its own.
-    pub fn new(assembler: Assembler, jobs: Sender<Job>, early: Sender<EarlySlice>, patience: Duration) -> Self {
-        let members = HashMap::new();
-        Self { assembler, jobs, early, members, waiting: VecDeque::new(), retry_at: None, full_since: None, patience }
+    /// A line with an assembler of its own; `gathers` says of which modality series wait for the others of their study.
+    pub fn new(
+        assembler: Assembler,
+        jobs: Sender<Job>,
+        early: Sender<EarlySlice>,
+        gathers: Box<dyn Fn(Modality) -> bool + Send>,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            assembler,
+            jobs,
+            early,
+            gathers,
+            gatherings: Vec::new(),
+            released: VecDeque::new(),
+            members: HashMap::new(),
+            waiting: VecDeque::new(),
+            retry_at: None,
+            full_since: None,
+            patience,
+        }
     }
 
     /// Works until `stop` is set or the doors are gone.
@@ -106,6 +147,10 @@ impl Line {
             }
             Arrival::Released(source) => {
                 self.assembler.released(now, source.0);
+                self.released.push_back(source);
+                if self.released.len() > RELEASED_MAX {
+                    self.released.pop_front();
+                }
                 self.close_unread(now, |members| members.source == source);
                 None
             }
@@ -200,12 +245,54 @@ impl Line {
         }
         self.assembler.tick(now);
         for series in self.assembler.take_finished() {
-            let members = self.members.remove(&series.series);
-            let (instances, unread) = members.map_or_else(Default::default, |m| (m.instances, m.unread));
-            self.send(Job { series, instances, unread }, hearts);
+            let part = match self.members.remove(&series.series) {
+                Some(m) => Part { series, instances: m.instances, unread: m.unread, source: Some(m.source) },
+                None => Part { series, instances: Vec::new(), unread: Vec::new(), source: None },
+            };
+            self.finished(part, now, hearts);
         }
         let patience = self.patience;
         self.close_unread(now, |members| now.saturating_duration_since(members.last) >= patience);
+        let over = |line: &Self, g: &Gathering| line.is_gathered(g, now);
+        while let Some(n) = self.gatherings.iter().position(|g| over(self, g)) {
+            let gathering = self.gatherings.remove(n);
+            self.send(Job(gathering.parts), hearts);
+        }
+    }
+
+    /// A finished series goes to its exam, or waits for the others of its study.
+    fn finished(&mut self, part: Part, now: Instant, hearts: &Hearts) {
+        if !(self.gathers)(part.series.modality) {
+            return self.send(Job(vec![part]), hearts);
+        }
+        let study = part.series.study.clone();
+        match self.gatherings.iter_mut().find(|g| g.study == study && g.parts.len() < GATHERED_MAX) {
+            Some(gathering) => {
+                gathering.parts.push(part);
+                gathering.last = now;
+            }
+            None => {
+                self.gatherings.push(Gathering { study, parts: vec![part], last: now });
+                if self.gatherings.len() > GATHERINGS_MAX {
+                    let oldest = self.gatherings.remove(0);
+                    self.send(Job(oldest.parts), hearts);
+                }
+            }
+        }
+    }
+
+    /// A study is together when none of its series grows and each sender of two or more of them has gone in good order, or when
+    /// nothing came for as long as a series is waited for: a sender may use one association for each series.
+    fn is_gathered(&self, gathering: &Gathering, now: Instant) -> bool {
+        if self.members.values().any(|members| members.study == gathering.study) {
+            return false;
+        }
+        let gone = |part: &Part| part.source.is_some_and(|source| self.released.contains(&source));
+        let together = gathering.parts.len() >= 2 && {
+            let first = gathering.parts[0].source;
+            gathering.parts.iter().all(|part| part.source == first && gone(part))
+        };
+        together || now.saturating_duration_since(gathering.last) >= self.patience
     }
 
     /// A series of which nothing could be read grows nowhere; it ends here.
@@ -226,9 +313,12 @@ impl Line {
                 instances: members.instances.len(),
                 opened: members.opened,
                 last: now,
+                mr: None,
                 result: Err(first.rejection.clone()),
             };
-            self.send(Job { series, instances: members.instances, unread: members.unread }, &Hearts::default());
+            let source = Some(members.source);
+            let part = Part { series, instances: members.instances, unread: members.unread, source };
+            self.finished(part, now, &Hearts::default());
         }
     }
 

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::admission::Admission;
 use self::analysis::{Analyst, EarlySlice};
-use self::line::{Job, Line};
+use self::line::{Job, Line, Part};
 use self::live::{LIVE_BYTES, Live, LiveStats, LiveStatus};
 use self::supervisor::{Hearts, memory_kib};
 use crate::config::{MemoryPlan, OverBudget, Settings};
@@ -291,7 +291,9 @@ impl Service {
         let patience = Duration::from_secs(settings.series.quiet_s);
         let (jobs_in, jobs) = bounded::<Job>(JOBS_MAX);
         let (early_in, early) = bounded::<EarlySlice>(EARLY_MAX);
-        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, patience);
+        let shared = Arc::clone(&self.shared);
+        let gathers = Box::new(move |modality| shared.analyst.reads_studies(modality));
+        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, gathers, patience);
         let shared = Arc::clone(&self.shared);
         self.spawn("series", move || line.run(&arrivals, &shared.stop, &shared.hearts))?;
         // Without the exam nobody listens, and the line sends no slice.
@@ -395,45 +397,56 @@ impl Shared {
         loop {
             self.hearts.rest("exam");
             let Ok(job) = jobs.recv() else { return };
-            let series = job.series.series.clone();
+            let Job(parts) = job;
+            let Some(series) = parts.first().map(|part| part.series.series.clone()) else { continue };
             let progress = |progress: Progress| {
                 self.hearts.beat("exam", Instant::now());
                 *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = Some((series.clone(), progress));
             };
             progress(Progress { stage: "segment", done: 0, total: 1 });
-            log::info!("series {series}: {} instances are complete", job.series.instances);
-            let analysed = self.analyst.analyse(&job.series, &job.unread, Timestamp::now(), &progress);
+            for part in &parts {
+                log::info!("series {}: {} instances are complete", part.series.series, part.series.instances);
+            }
+            let given: Vec<_> = parts.iter().map(|part| (&part.series, part.unread.as_slice())).collect();
+            let analysed = self.analyst.analyse_study(&given, Timestamp::now(), &progress);
             // Before the report is out: nobody may read in the status that a series is worked on whose report he has.
             *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.deliver(analysed.report, &job, spool);
-            self.analyst.forget_early(&series);
+            self.deliver(analysed.into_iter().map(|analysed| analysed.report), &parts, spool);
+            for part in &parts {
+                self.analyst.forget_early(&part.series.series);
+            }
         }
     }
 
-    /// First the journal, then the spool: a cut between the two finds the report there and only has to clear up.
-    fn deliver(&self, report: crate::report::Report, job: &Job, spool: &Spool) {
-        let series = &job.series.series;
-        let status = report.status.word();
-        loop {
-            self.hearts.beat("exam", Instant::now());
-            match self.journal.append_once(report.clone()) {
-                Ok(appended) => {
-                    log::info!("series {series}: {status}, report {}", appended.sequence());
-                    self.reported.fetch_add(1, Ordering::Relaxed);
-                    break;
-                }
-                // The report is the one thing that must not be dropped: no other series is begun before it is kept.
-                Err(error) => {
-                    log::error!("series {series}: {error}");
-                    if self.stop.load(Ordering::Relaxed) {
-                        return;
+    /// First the journal, then the spool: a cut between the two finds the reports there and only has to clear up. The series of a
+    /// study leave the spool together, so that after a cut they are gathered again as they were.
+    fn deliver(&self, reports: impl Iterator<Item = crate::report::Report>, parts: &[Part], spool: &Spool) {
+        for (report, part) in reports.zip(parts) {
+            let series = &part.series.series;
+            let status = report.status.word();
+            loop {
+                self.hearts.beat("exam", Instant::now());
+                match self.journal.append_once(report.clone()) {
+                    Ok(appended) => {
+                        log::info!("series {series}: {status}, report {}", appended.sequence());
+                        self.reported.fetch_add(1, Ordering::Relaxed);
+                        break;
                     }
-                    std::thread::sleep(Duration::from_secs(1));
+                    // The report is the one thing that must not be dropped: no other series is begun before it is kept.
+                    Err(error) => {
+                        log::error!("series {series}: {error}");
+                        if self.stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
                 }
             }
         }
-        if let Err(error) = spool.forget(series, &job.instances) {
-            log::error!("series {series}: {error}");
+        for part in parts {
+            if let Err(error) = spool.forget(&part.series.series, &part.instances) {
+                log::error!("series {}: {error}", part.series.series);
+            }
         }
     }
 

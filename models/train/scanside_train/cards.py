@@ -165,3 +165,65 @@ flow over the image and frozen images with callipers drawn in were not trained o
 
 No medical device. Made from no patient; not validated for diagnosis; not to be used to decide about a patient.
 """
+
+
+BRAIN_ATTRIBUTION = """## Data and attribution
+
+No image of a patient. The tissue maps come from ICBM 152 2009a (in nilearn's wheel; Fonov et al. 2009, 2011) and Colin 27 (in Debian's
+mricron-data; Holmes et al. 1998): Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute,
+McGill University. Permission to use, copy, modify, and distribute this software and its documentation for any purpose and without fee is
+hereby granted, provided that the above copyright notice appear in all copies. TCGA-FG-6692 is a test case: neither network nor any
+threshold has seen it.
+"""
+
+BRAIN_NOT_A_DEVICE = """## What it is not
+
+No medical device. Made from two healthy templates and drawn lesions; not validated for diagnosis; not to be used to decide about a patient.
+"""
+
+BRAIN = {
+    "brain-extract": """# brain-extract
+
+The brain in an MR image of a head, whatever its contrast: for stripping the skull before a tumour is sought.
+
+- Input `[1, 1, 48, 64, 48]`: one image along the axes of patient space (columns to the left, rows to the back, slices to the head), 4 mm,
+  the highest slice of the head 6 mm below the top of the box, what is bright in its upper part in the middle; 0 outside. Scaled so that
+  the 99th percentile of what is brighter than a tenth of the mean is 1; clipped to 0..1.5.
+- Output: logits of background and brain (grey and white matter, ventricles, and the fluid between).
+- The exam adds the logits of all contrasts, interpolates them linearly, and keeps the largest piece above zero, its holes filled.
+""",
+    "brain-tumour": """# brain-tumour
+
+Glioma-like tumours in brain MR: necrotic or non-enhancing core (1), oedema (2), enhancing part (3).
+
+- Input `[1, 4, 64, 80, 64]`: T1, T1 with contrast agent, T2, FLAIR on one grid of 2.5 mm along the axes of patient space, without the head;
+  each channel evened out (a quadratic in the logarithms), its median in the brain 0, its mean absolute deviation 1, clipped to -6..6, 0
+  outside the brain. A contrast that is not there is 0 everywhere; the exam wants three of the four, T2 or FLAIR among them.
+- Output: logits of the four labels. The exam looks at the images both ways round, averages the probabilities, interpolates them to 1 mm, and
+  calls tumour what is tumour with more than `whole_min`; pieces below `lesion_ml_min` or nowhere surer than `peak_min` are left out.
+""",
+}
+
+
+def brain(name, results):
+    return f"""{BRAIN[name]}- A 3-D network of dense blocks (Huang et al. 2017) at a half, a quarter and an eighth of the resolution, 8 to 64 channels, int8 (QDQ,
+  opset 13), concatenation without copies.
+
+## Training
+
+`scanside_train/brain_synth.py`, the idea of SynthSeg (Billot et al. 2023): tissue maps of two templates, turned, scaled, mirrored and bent; every
+tissue a random intensity within what a contrast allows (fluid dark on T1 and FLAIR, bright on T2; oedema bright on T2 and FLAIR; rims enhance on
+T1c only); tumours with necrosis, rim and oedema grown into them, pushing the brain aside; vessels, white matter lesions, bright spots and flow as
+what must not be taken for one; thick slices, motion between series, bias, noise, imperfect masks. Cross-entropy and soft Dice, of the whole and
+the core as well as of each label. First at twice the spacing, then at the network's own.
+
+## Measured
+
+{_results(results)}
+## Limits
+
+Two adult templates, bent. Children, large resections, haemorrhage, other lesions (abscess, infarct, demyelination) were not drawn and will be
+taken for tumour or for nothing. The network looks at 2.5 mm or coarser: thin rims and small lesions are lost or rounded.
+
+{BRAIN_ATTRIBUTION}
+{BRAIN_NOT_A_DEVICE}"""

@@ -70,6 +70,33 @@ def nodule_net():
     ])
 
 
+def dense(name, source, cin, growth, layers):
+    """A dense block (Huang et al. 2017): every layer sees all before it. Returns its layers, the name of its output and its channels."""
+    made, seen = [], source
+    for n in range(layers):
+        made.append(conv(f"{name}{n}", seen, cin, growth))
+        made.append(cat(f"{name}{n}c", seen, f"{name}{n}"))
+        seen, cin = f"{name}{n}c", cin + growth
+    return made, seen, cin
+
+
+def brain_net(channels, labels):
+    """3-D, dense blocks at a half and a quarter of the resolution. Input [n, channels, z, y, x] (multiples of 8), output `labels` logits."""
+    one, a, wide = dense("a", "e1", 16, 8, 3)
+    two, b, deep = dense("b", "e2", 32, 16, 3)
+    three, c, deepest = dense("c", "e3", 32, 16, 2)
+    return dict(dims=3, outputs=["logits"], layers=[
+        conv("e0", "input", channels, 8),
+        conv("e1", "e0", 8, 16, stride=2), *one, conv("t1", a, wide, 24, 1),
+        conv("e2", "t1", 24, 32, stride=2), *two, conv("t2", b, deep, 40, 1),
+        conv("e3", "t2", 40, 32, stride=2), *three,
+        conv("s2", c, deepest, 24, 1), up("u2", "s2"), cat("m2", "u2", "t2"), conv("d2", "m2", 64, 24),
+        conv("s1", "d2", 24, 16, 1), up("u1", "s1"), cat("m1", "u1", "t1"), conv("d1", "m1", 40, 16),
+        conv("s0", "d1", 16, 8, 1), up("u0", "s0"), cat("m0", "u0", "e0"), conv("d0", "m0", 16, 16, 1),
+        conv("logits", "d0", 16, labels, 1, relu=False),
+    ])
+
+
 class Network(nn.Module):
     """A layer list with weights."""
 

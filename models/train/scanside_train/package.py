@@ -1,4 +1,4 @@
-"""Checkpoint -> models/lung-seg, models/nodule-detect or models/us-lesion.
+"""Checkpoint -> models/lung-seg, nodule-detect, us-lesion, brain-extract or brain-tumour.
 
     python -m scanside_train.package lung-seg --work FOLDER --out models/lung-seg [--weights FILE] [--results card.md]
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import bmode, cards, detect, export, nets, nodules, patches, train_lungs
+from . import bmode, brain_synth, cards, detect, export, nets, nodules, patches, train_brain, train_lungs
 
 DATA = ("4D-Lung 113_HM10395 (CC BY 3.0, doi 10.7937/K9/TCIA.2016.ELN8YGLE); Lung-PET-CT-Dx A0001 (CC BY 4.0, doi "
         "10.7937/TCIA.2020.NNC2-0461); LIDC-IDRI-0314 and LIDC-IDRI-0002 (CC BY 3.0, doi 10.7937/K9/TCIA.2015.LO9QL9SX); "
@@ -59,8 +59,13 @@ def top(name, kind, version, summary):
             "licence": "MIT OR Apache-2.0"}
 
 
-def provenance(command, extra=""):
-    return {"training_data": DATA + extra, "date": datetime.date.today().isoformat(), "command": command,
+BRAIN_DATA = ("images made by scanside_train.brain_synth from tissue maps of two templates: ICBM 152 2009a (nilearn 0.14.1) and Colin 27 "
+              "(Debian's mricron-data 1.2.20211006), both (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological "
+              "Institute, McGill University: free to use, copy, modify and distribute with this notice; no image of a patient")
+
+
+def provenance(command, extra="", data=DATA):
+    return {"training_data": data + extra, "date": datetime.date.today().isoformat(), "command": command,
             "intended_use": "research; not a medical device"}
 
 
@@ -152,9 +157,59 @@ def package_ultrasound(options):
         })
 
 
+def brain_phantom(channels, shape):
+    """A drawn brain, no patient: an ellipsoid with ventricles and a ball of tumour, and a fixed noise. [1, c, z, y, x] as the network sees it."""
+    z, y, x = (np.linspace(-1, 1, n)[(slice(None),) + (None,) * (2 - a)] for a, n in enumerate(shape))
+    brain = (z / 0.85) ** 2 + (y / 0.85) ** 2 + (x / 0.85) ** 2 < 1
+    fluid = (z / 0.2) ** 2 + (y / 0.35) ** 2 + (x / 0.15) ** 2 < 1
+    ball = (z - 0.2) ** 2 + (y + 0.3) ** 2 + (x - 0.4) ** 2
+    noise = np.random.default_rng(4).normal(0, 0.3, (channels,) + tuple(shape))
+    rows = [(0.3, -2.5, -1.0, -1.0), (0.3, -2.5, -1.2, 2.5), (-0.3, 4.0, 2.0, 1.5), (0.2, -3.0, 3.0, 2.0)][:channels]
+    out = np.zeros((channels,) + tuple(shape))
+    for image, (tissue, dark, oedema, rim) in zip(out, rows):
+        image[brain] = tissue
+        image[fluid] = dark
+        image[brain & (ball < 0.09)] = oedema
+        image[brain & (ball < 0.03)] = rim
+    out = (out + noise) * brain
+    return out.astype(np.float32)[None]
+
+
+def package_brain(options):
+    name = options.model
+    network = restore(train_brain.spec_of(name), options.weights or options.work / f"{name}.pt")
+    maps = brain_synth.load(options.work)
+    tumour = name == "brain-tumour"
+    samples = [train_brain.batch(name, maps, [99, n])[0][:1].numpy() for n in range(8)]
+    shape, spacing = train_brain.GRIDS[name]
+    channels = 4 if tumour else 1
+    golden = brain_phantom(channels, shape) if tumour else np.clip(brain_phantom(1, shape) * 0.1 + 0.5, 0, 1.5)
+    shape = (1, channels) + shape
+    summary = ("Tumour in brain MR: necrotic or non-enhancing core, oedema, enhancing part; from T1, T1c, T2 and FLAIR of a brain without its head"
+               if tumour else "The brain in an MR image of a head, of any contrast")
+    return export.package(
+        network, shape, samples, golden, options.out, cards.brain(name, options.results),
+        top(name, "segmentation", options.version, summary),
+        {
+            "input": {
+                "modality": "MR", "channels": list(brain_synth.CHANNELS) if tumour else ["any"], "dimensions": 3,
+                "spacing_mm": [spacing] * 3, "orientation": "LPS", "shape": list(shape),
+                "scaling": "robust-z-score" if tumour else "brightest",
+                "range": [-brain_synth.CLIP, brain_synth.CLIP] if tumour else [0.0, 1.5], "pad_value": 0.0,
+                "halo": [16, 16, 16] if tumour else [8, 8, 8],
+            },
+            "output": {"kind": "logits", "labels": list(brain_synth.LABELS) if tumour else ["background", "brain"], "stride": [1, 1, 1],
+                       "names": ["logits"]},
+            "thresholds": ({"whole_min": 0.5, "peak_min": 0.7, "lesion_ml_min": 0.5, "contrasts_min": 3.0, "needs_flair": 0.0}
+                           if tumour else {}),
+            "cost": {"macs_per_run": nets.macs(network.spec, shape[2:])},
+            "provenance": provenance(f"python -m scanside_train.train_brain {name}, then package {name}", data=BRAIN_DATA),
+        })
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("lung-seg", "nodule-detect", "us-lesion"))
+    parser.add_argument("model", choices=("lung-seg", "nodule-detect", "us-lesion", "brain-extract", "brain-tumour"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
@@ -166,7 +221,8 @@ def main():
     parser.add_argument("--confidence", type=float, default=0.5, help="us-lesion: least mean over its frames")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    make = {"lung-seg": package_lungs, "nodule-detect": package_nodules, "us-lesion": package_ultrasound}
+    make = {"lung-seg": package_lungs, "nodule-detect": package_nodules, "us-lesion": package_ultrasound,
+            "brain-extract": package_brain, "brain-tumour": package_brain}
     cost = make[options.model](options)
     for name, (mean, largest, bias) in cost.items():
         print(f"{name}: int8 against float, mean difference {mean:.4f}, largest {largest:.4f}, bias {bias:+.4f}")
