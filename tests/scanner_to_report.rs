@@ -326,7 +326,7 @@ fn a_budget_that_does_not_add_up_is_refused_at_the_start() {
         "--config",
         config.to_str().unwrap(),
     ]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(78), "EX_CONFIG");
     let said = text(&output.stderr);
     assert!(said.contains("100 MiB granted") && said.contains("networks"), "{said}");
 }

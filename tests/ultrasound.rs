@@ -109,7 +109,6 @@ fn a_file_without_a_picture_is_rejected_and_a_still_image_is_read() {
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn absurd_calibration_is_no_calibration() {
     use scanside::series::Planar;
     for spacing in [[f64::NAN, 0.2], [0.0, 0.2], [1e9, 0.2], [-0.1, 0.2], [f64::INFINITY; 2]] {
@@ -254,7 +253,6 @@ fn a_cine_gives_the_same_findings_live_at_any_pace_as_from_its_file() {
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn frames_faster_than_the_box_are_dropped_counted_and_reported() {
     let cine = Cine::new(CineOptions { frames: 8, ..CineOptions::default() });
     let frames = frames(&cine);
@@ -278,7 +276,6 @@ fn frames_faster_than_the_box_are_dropped_counted_and_reported() {
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn a_frame_of_another_size_is_refused_and_neither_its_stream_nor_another_suffers() {
     let cine = Cine::new(CineOptions { frames: 6, ..CineOptions::default() });
     let frames = frames(&cine);
@@ -308,7 +305,6 @@ fn a_frame_of_another_size_is_refused_and_neither_its_stream_nor_another_suffers
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn a_sender_that_stops_reading_ends_as_its_own_stream_and_holds_up_no_other() {
     use std::io::Write;
     let cine = Cine::new(CineOptions { frames: 4, ..CineOptions::default() });
@@ -340,7 +336,6 @@ fn a_sender_that_stops_reading_ends_as_its_own_stream_and_holds_up_no_other() {
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn a_black_stream_is_rejected_and_a_connection_without_frames_says_nothing() {
     let serving = Serving::start();
     let mut client = serving.client();

@@ -75,7 +75,7 @@ widened! {
             lanes[0][n] = if v < lanes[0][n] { v } else { lanes[0][n] };
             lanes[1][n] = if v > lanes[1][n] { v } else { lanes[1][n] };
             let whole = (v as i32) as f32 == v;
-            counts[0][n] += u32::from(!whole & (v == v));
+            counts[0][n] += u32::from(!whole & !v.is_nan());
             counts[1][n] += u32::from(v.abs() == f32::INFINITY);
         };
         let eights = values.chunks_exact(8);

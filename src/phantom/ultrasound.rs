@@ -231,7 +231,8 @@ impl Cine {
     fn scatterers(&self, part: u64, shift: [i64; 2], lift: f64) -> Vec<f32> {
         let [top, left, bottom, right] = FIELD.map(|v| v as i64);
         let layer = (lift * 6.0).floor();
-        let (near, far) = ((sin((lift * 6.0 - layer) * 1.5708)) as f32, cos((lift * 6.0 - layer) * 1.5708) as f32);
+        let turn = (lift * 6.0 - layer) * std::f64::consts::FRAC_PI_2;
+        let (near, far) = (sin(turn) as f32, cos(turn) as f32);
         let seed = |layer: i64| self.options.seed.wrapping_mul(1000) ^ (part << 40) ^ ((layer + 50) as u64) << 20;
         let (low, high) = (seed(layer as i64), seed(layer as i64 + 1));
         let mut out = Vec::with_capacity(((bottom - top) * (right - left)) as usize);

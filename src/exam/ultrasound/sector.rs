@@ -130,8 +130,11 @@ impl Sector {
     }
 }
 
+/// First and last cell of a row; None where it has none.
+type RowEnds = Option<(usize, usize)>;
+
 /// First and last cell in each row of the largest field, bays between its own ends filled.
-fn largest_field(lit: ArrayView3<u8>, pool: &Pool) -> Result<Option<Vec<Option<(usize, usize)>>>, Fault> {
+fn largest_field(lit: ArrayView3<u8>, pool: &Pool) -> Result<Option<Vec<RowEnds>>, Fault> {
     let square = |r: f64| Element::new(Shape::Box, [0.0, r, r]).expect("a small radius");
     // Speckle leaves dark cells between lit ones; writing is thinner than five cells, a field is not.
     let near = dilate(lit, &square(1.0), pool)?;
@@ -221,11 +224,10 @@ mod tests {
         let frames: Vec<_> = (1..=LEARN_FRAMES as u32).map(|seed| frame(seed, true)).collect();
         let mut sector = Sector::of_frame(&frames[0], ROWS, COLUMNS, None, &pool).unwrap().unwrap();
         let fold = |f: fn(u8, u8) -> u8| {
-            let all = frames.iter().skip(1).fold(frames[0].clone(), |mut a, b| {
+            frames.iter().skip(1).fold(frames[0].clone(), |mut a, b| {
                 a.iter_mut().zip(b).for_each(|(a, b)| *a = f(*a, *b));
                 a
-            });
-            all
+            })
         };
         let (low, high) = (fold(u8::min), fold(u8::max));
         let mut still = sector.clone();

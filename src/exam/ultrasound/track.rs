@@ -116,7 +116,7 @@ impl Track {
         self.hidden += 1;
         for (axis, common) in common.into_iter().enumerate() {
             // Its own speed is trusted less the longer it is out of sight; the tissue's goes on.
-            self.speed[axis] = 0.85 * self.speed[axis];
+            self.speed[axis] *= 0.85;
             self.expected[axis] += common;
         }
     }
