@@ -274,7 +274,7 @@ impl Package {
         let Some(golden) = &self.manifest.golden else { return Ok(None) };
         let wrong = |why: String| PackageError::Golden { package: self.id.name.clone(), why };
         let array = |name: &str, shape: &[usize]| {
-            let bytes = self.file(name).unwrap_or_default();
+            let bytes = numbers(name, self.file(name).unwrap_or_default(), shape).map_err(|why| wrong(format!("{name}: {why}")))?;
             let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             ArrayD::from_shape_vec(IxDyn(shape), values)
                 .map_err(|_| wrong(format!("{name} has {} bytes, not those of {shape:?} numbers", bytes.len())))
@@ -317,6 +317,20 @@ impl Package {
         }
         Ok(Some(largest))
     }
+}
+
+/// A golden file has no more bytes than this when it is unpacked.
+const GOLDEN_BYTES_MAX: usize = 256 << 20;
+
+/// The bytes of a golden file, unpacked where its name ends with `.gz`: no more than its shape asks for, and one.
+fn numbers<'f>(name: &str, stored: &'f [u8], shape: &[usize]) -> std::io::Result<Cow<'f, [u8]>> {
+    if !name.ends_with(".gz") {
+        return Ok(Cow::Borrowed(stored));
+    }
+    let expected = shape.iter().fold(4usize, |bytes, n| bytes.saturating_mul(*n)).min(GOLDEN_BYTES_MAX);
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(stored).take(expected as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Cow::Owned(bytes))
 }
 
 fn verify(package: &str, key: &VerifyingKey, text: &[u8], signature: Option<&[u8]>) -> Result<(), PackageError> {

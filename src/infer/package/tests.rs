@@ -57,6 +57,21 @@ fn a_sound_package_is_read_checked_and_installed_whole() {
 }
 
 #[test]
+fn a_packed_golden_file_is_read_as_far_as_its_shape_goes() {
+    use std::io::Write;
+    let packed = |bytes: &[u8]| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(bytes).unwrap();
+        gzip.finish().unwrap()
+    };
+    let plain = floats(&[1.0, 2.0, 3.0]);
+    assert_eq!(numbers("a.bin", &plain, &[3]).unwrap(), plain);
+    assert_eq!(numbers("a.bin.gz", &packed(&plain), &[3]).unwrap(), plain);
+    assert_eq!(numbers("a.bin.gz", &packed(&vec![0; 1 << 20]), &[3]).unwrap().len(), 13, "one byte too many is enough to refuse it");
+    assert!(numbers("a.bin.gz", &packed(&plain)[..12], &[3]).is_err());
+}
+
+#[test]
 fn a_package_that_is_not_what_it_says_is_refused_with_the_reason() {
     assert_eq!(spoilt(|text| text), "");
     let cases: [(&str, &dyn Fn(String) -> String); 9] = [
