@@ -13,8 +13,10 @@ pub mod ultrasound;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Instant;
 
 use crate::finding::{Finding, Measurement};
+use crate::imaging::components::ComponentError;
 use crate::infer::engine::EngineError;
 use crate::infer::package::ModelId;
 use crate::pool::Fault;
@@ -35,6 +37,15 @@ pub enum ExamError {
     Fault(#[from] Fault),
 }
 
+impl From<ComponentError> for ExamError {
+    fn from(error: ComponentError) -> Self {
+        match error {
+            ComponentError::Fault(fault) => fault.into(),
+            other => Fault(other.to_string()).into(),
+        }
+    }
+}
+
 /// How far an exam is; steps of one stage count up to `total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -44,6 +55,30 @@ pub struct Progress {
     pub done: usize,
     /// Steps of this stage.
     pub total: usize,
+}
+
+/// Wall-clock time of each stage; it goes into the report's timing and decides nothing.
+struct Clock {
+    last: Instant,
+    laps: BTreeMap<&'static str, u64>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), laps: BTreeMap::new() }
+    }
+
+    fn lap(&mut self, stage: &'static str) {
+        let ms = self.last.elapsed().as_millis() as u64;
+        self.last = Instant::now();
+        self.laps.insert(stage, ms);
+        *self.laps.entry("total").or_default() += ms;
+    }
+}
+
+/// `1 / (1 + e^-x)`, the same bits on every board.
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + libm::exp(-x))
 }
 
 /// What an exam saw.

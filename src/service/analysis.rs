@@ -13,9 +13,10 @@ use crate::exam::brain_mr::study::{Role, Study};
 use crate::exam::brain_mr::{BrainMr, StudyOutcome};
 use crate::exam::chest_ct::{LungSegmenter, LungSlice, PlaneGeometry};
 use crate::exam::registry::{ExamKind, Exams, Work};
-use crate::exam::{ExamError, LabelMap, Progress};
+use crate::exam::{ExamError, ExamOutcome, LabelMap, Progress};
 use crate::geometry::Affine;
 use crate::infer::engine::EngineError;
+use crate::infer::package::ModelId;
 use crate::pool::{Fault, Pool};
 use crate::report::{CineUsed, Device, ModelUsed, Reason, Report, Results, SeriesUsed, SetAside, Subject, VolumeUsed};
 use crate::series::{Assembled, SeriesOutcome};
@@ -139,13 +140,13 @@ impl Analyst {
         let study = Study::of(&series);
         let attempt = catch_unwind(AssertUnwindSafe(|| study.analyze(exam, &series, &self.pool, progress)));
         let outcome = attempt.map_err(Fault::from_panic).unwrap_or_else(|fault| Err(fault.into()));
-        let mut analysed = self.study_concluded(&study, parts, outcome, now);
-        for (one, (series, _)) in analysed.iter_mut().zip(parts) {
-            let ingest = series.last.saturating_duration_since(series.opened);
-            let report = std::mem::replace(&mut one.report, Report::not_attempted(self.subject_of(series), Reason::new("-", "-"), now));
-            one.report = report.with_timing("ingest", ingest).with_timing("total", started.elapsed());
-        }
+        let analysed = self.study_concluded(&study, parts, outcome, now).into_iter().zip(parts);
         analysed
+            .map(|(one, (series, _))| {
+                let ingest = series.last.saturating_duration_since(series.opened);
+                Analysed { report: one.report.with_timing("ingest", ingest).with_timing("total", started.elapsed()), ..one }
+            })
+            .collect()
     }
 
     fn subject_of(&self, series: &SeriesOutcome) -> Subject {
@@ -210,7 +211,13 @@ impl Analyst {
                                 let text = format!("read as {name} with the series {reference}, whose report has the findings");
                                 Report::not_attempted(subject, Reason::new("part_of_study", text), now)
                             }
-                            _ => found_in_study(outcome, subject, series, unread, now),
+                            _ => {
+                                let missing: Vec<&str> = outcome.missing.iter().map(|contrast| contrast.name()).collect();
+                                let lacks = !missing.is_empty();
+                                let partial = lacks.then(|| ("missing_contrast", format!("analysed without {}", missing.join(", "))));
+                                let volume = series.result.as_ref().ok().map(volume_used);
+                                found(&mut outcome.outcome, subject, volume, partial, unread, now)
+                            }
                         }
                     }
                 };
@@ -297,25 +304,8 @@ impl Analyst {
                 (Report::failed(subject, reason, now), None)
             }
             Ok(Some(Ok(attempt))) => {
-                let outcome = attempt.outcome;
-                let models = outcome.models.into_iter();
-                let results = Results {
-                    models: models.map(|m| ModelUsed { name: m.name, version: m.version, sha256: m.sha256 }).collect(),
-                    volume: Some(volume.clone()),
-                    findings: outcome.findings,
-                    measurements: outcome.measurements,
-                };
-                let unread = unread.first().map(|first| {
-                    let text = format!("{} accepted images could not be read, the first because: {}", unread.len(), first.rejection);
-                    ("unread", text)
-                });
-                let mut report = match attempt.partial.or(unread) {
-                    None => Report::complete(subject, results, now),
-                    Some((code, text)) => Report::partial(subject, results, Reason::new(code, text), now),
-                };
-                for (stage, ms) in outcome.timing_ms {
-                    report = report.with_timing(stage, Duration::from_millis(ms));
-                }
+                let mut outcome = attempt.outcome;
+                let report = found(&mut outcome, subject, Some(volume.clone()), attempt.partial, unread, now);
                 (report, Some((attempt.volume, outcome.labels)))
             }
         };
@@ -323,32 +313,36 @@ impl Analyst {
     }
 }
 
-/// The report of the series that the findings of its study refer to.
-fn found_in_study(outcome: &mut StudyOutcome, subject: Subject, series: &SeriesOutcome, unread: &[Unread], now: Timestamp) -> Report {
-    let found = &mut outcome.outcome;
-    let models = found.models.iter();
+/// The report of what was found, which leaves the outcome with its label maps; partial for a reason of the exam's or because
+/// some images could not be read.
+fn found(
+    outcome: &mut ExamOutcome,
+    subject: Subject,
+    volume: Option<VolumeUsed>,
+    partial: Option<(&'static str, String)>,
+    unread: &[Unread],
+    now: Timestamp,
+) -> Report {
     let results = Results {
-        models: models.map(|m| ModelUsed { name: m.name.clone(), version: m.version.clone(), sha256: m.sha256.clone() }).collect(),
-        volume: series.result.as_ref().ok().map(volume_used),
-        findings: std::mem::take(&mut found.findings),
-        measurements: std::mem::take(&mut found.measurements),
+        models: outcome.models.iter().map(model_used).collect(),
+        volume,
+        findings: std::mem::take(&mut outcome.findings),
+        measurements: std::mem::take(&mut outcome.measurements),
     };
-    let missing: Vec<&str> = outcome.missing.iter().map(|contrast| contrast.name()).collect();
-    let mut report = match (missing.as_slice(), unread.first()) {
-        ([], None) => Report::complete(subject, results, now),
-        ([], Some(first)) => {
-            let text = format!("{} accepted images could not be read, the first because: {}", unread.len(), first.rejection);
-            Report::partial(subject, results, Reason::new("unread", text), now)
-        }
-        (missing, _) => {
-            let text = format!("analysed without {}", missing.join(", "));
-            Report::partial(subject, results, Reason::new("missing_contrast", text), now)
-        }
+    let unread = unread.first().map(|first| {
+        let text = format!("{} accepted images could not be read, the first because: {}", unread.len(), first.rejection);
+        ("unread", text)
+    });
+    let report = match partial.or(unread) {
+        None => Report::complete(subject, results, now),
+        Some((code, text)) => Report::partial(subject, results, Reason::new(code, text), now),
     };
-    for (stage, ms) in &found.timing_ms {
-        report = report.with_timing(stage, Duration::from_millis(*ms));
-    }
-    report
+    outcome.timing_ms.iter().fold(report, |report, (stage, ms)| report.with_timing(stage, Duration::from_millis(*ms)))
+}
+
+/// A package as reports name it.
+pub(super) fn model_used(model: &ModelId) -> ModelUsed {
+    ModelUsed { name: model.name.clone(), version: model.version.clone(), sha256: model.sha256.clone() }
 }
 
 fn volume_used(assembled: &Assembled) -> VolumeUsed {

@@ -15,13 +15,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Shared;
+use super::analysis::model_used;
 use crate::exam::ultrasound::{ClipHeader, Reader, Seen};
 use crate::finding::Measurement;
 use crate::geometry::{Affine, Grid, Spacing};
 use crate::ingest::socket::{FrameHeader, FrameSink, Pixel, RawFrame};
 use crate::ingest::{IntakeError, SourceId};
 use crate::pool::{Fault, Pool};
-use crate::report::{CineUsed, ModelUsed, Reason, Report, Results, VolumeUsed};
+use crate::report::{CineUsed, Reason, Report, Results, VolumeUsed};
 use crate::series::Planar;
 use crate::study::{Modality, Rejection, RejectionCode, Uid};
 
@@ -346,19 +347,7 @@ impl Shared {
         };
         let report = report.with_timing("total", stream.opened.elapsed());
         log::info!("series {}: the live stream has ended: {}", stream.series, report.status.word());
-        loop {
-            match self.journal.append_once(report.clone()) {
-                Ok(_) => break,
-                Err(error) => {
-                    log::error!("series {}: {error}", stream.series);
-                    if self.stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    std::thread::sleep(Duration::from_secs(1));
-                }
-            }
-        }
-        self.reported.fetch_add(1, Ordering::Relaxed);
+        self.keep(&stream.series, &report, || {});
     }
 
     fn read_stream(&self, stream: &Stream) -> Result<Ended, crate::exam::ExamError> {
@@ -425,9 +414,9 @@ impl Shared {
             ("frames_dropped", ended.dropped),
             ("frames_refused", ended.refused),
         ];
-        let model = self.analyst.exams().ultrasound().map(|exam| exam.model().clone());
+        let exam = self.analyst.exams().ultrasound();
         let results = Results {
-            models: model.into_iter().map(|m| ModelUsed { name: m.name, version: m.version, sha256: m.sha256 }).collect(),
+            models: exam.iter().map(|exam| model_used(exam.model())).collect(),
             volume: Some(volume),
             findings: ended.findings,
             measurements: counts.map(|(name, n)| (name.to_owned(), Measurement { value: n as f64, unit: "1".into() })).into(),

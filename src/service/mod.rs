@@ -38,7 +38,7 @@ use crate::ingest::inbox::{InboxConfig, InboxError, InboxWatcher};
 use crate::ingest::socket::{Services, SocketConfig, SocketError, SocketServer};
 use crate::ingest::spool::{Spool, SpoolError, SpoolLimits};
 use crate::link::SerialPort;
-use crate::report::Device;
+use crate::report::{Device, Report};
 use crate::report::journal::{Journal, JournalError};
 use crate::report::line::send_reports;
 use crate::report::wire::Pace;
@@ -420,32 +420,37 @@ impl Shared {
 
     /// First the journal, then the spool: a cut between the two finds the reports there and only has to clear up. The series of a
     /// study leave the spool together, so that after a cut they are gathered again as they were.
-    fn deliver(&self, reports: impl Iterator<Item = crate::report::Report>, parts: &[Part], spool: &Spool) {
+    fn deliver(&self, reports: impl Iterator<Item = Report>, parts: &[Part], spool: &Spool) {
         for (report, part) in reports.zip(parts) {
             let series = &part.series.series;
-            let status = report.status.word();
-            loop {
-                self.hearts.beat("exam", Instant::now());
-                match self.journal.append_once(report.clone()) {
-                    Ok(appended) => {
-                        log::info!("series {series}: {status}, report {}", appended.sequence());
-                        self.reported.fetch_add(1, Ordering::Relaxed);
-                        break;
-                    }
-                    // The report is the one thing that must not be dropped: no other series is begun before it is kept.
-                    Err(error) => {
-                        log::error!("series {series}: {error}");
-                        if self.stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        std::thread::sleep(Duration::from_secs(1));
-                    }
-                }
-            }
+            let beat = || self.hearts.beat("exam", Instant::now());
+            let Some(number) = self.keep(series, &report, beat) else { return };
+            log::info!("series {series}: {}, report {number}", report.status.word());
         }
         for part in parts {
             if let Err(error) = spool.forget(&part.series.series, &part.instances) {
                 log::error!("series {}: {error}", part.series.series);
+            }
+        }
+    }
+
+    /// Puts a report into the journal and gives its number; None when the service stops before that is possible. A report is the
+    /// one thing that must not be dropped: nothing else is begun before it is kept. `trying` is called at each attempt.
+    fn keep(&self, series: &Uid, report: &Report, trying: impl Fn()) -> Option<u64> {
+        loop {
+            trying();
+            match self.journal.append_once(report.clone()) {
+                Ok(appended) => {
+                    self.reported.fetch_add(1, Ordering::Relaxed);
+                    return Some(appended.sequence());
+                }
+                Err(error) => {
+                    log::error!("series {series}: {error}");
+                    if self.stop.load(Ordering::Relaxed) {
+                        return None;
+                    }
+                    std::thread::sleep(Duration::from_secs(1));
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use ndarray::Array3;
 use super::prepare::{Thinned, grid_at, head_middle};
 use crate::exam::ExamError;
 use crate::geometry::Grid;
-use crate::imaging::components::{self, ComponentError, Connectivity};
+use crate::imaging::components::{self, Connectivity};
 use crate::imaging::morphology::{self, Element, MorphologyError, Outside, Shape};
 use crate::imaging::resample::{self, Interpolation};
 use crate::infer::engine::Network;
@@ -81,10 +81,9 @@ pub(super) fn extracted(
 
 /// The largest piece, its holes filled.
 fn whole(mask: Array3<u8>, grid: Grid, pool: &Pool) -> Result<Brain, ExamError> {
-    let fault = |error: ComponentError| ExamError::Fault(crate::pool::Fault(error.to_string()));
-    let pieces = components::label(mask.view(), Connectivity::Faces, pool).map_err(fault)?;
+    let pieces = components::label(mask.view(), Connectivity::Faces, pool)?;
     let largest = pieces.by_size().retain(|piece| piece.label == 1).paint(pool)?;
-    let mask = components::fill_holes(largest.mapv(|v| v as u8).view(), false, pool).map_err(fault)?;
+    let mask = components::fill_holes(largest.mapv(|v| v as u8).view(), false, pool)?;
     let brain = Brain { mask, grid };
     if brain.volume_ml() < BRAIN_ML_MIN {
         return Err(Rejection::new(RejectionCode::WrongContent, "no brain is in these images").into());

@@ -7,7 +7,7 @@ use crate::exam::ExamError;
 use crate::exam::callipers::{Axes, axes};
 use crate::finding::{Finding, Laterality, Site};
 use crate::imaging::components::{self, Connectivity};
-use crate::pool::{Fault, Pool};
+use crate::pool::Pool;
 use crate::study::Uid;
 use crate::volume::Volume;
 
@@ -73,9 +73,7 @@ pub(super) fn findings(
     pool: &Pool,
 ) -> Result<Vec<Finding>, ExamError> {
     let mask = labelled.labels.mapv(|v| u8::from(v != 0));
-    let pieces = components::label(mask.view(), Connectivity::Corners, pool)
-        .map_err(|e| ExamError::Fault(Fault(e.to_string())))?
-        .by_size();
+    let pieces = components::label(mask.view(), Connectivity::Corners, pool)?.by_size();
     let numbers = pieces.paint(pool)?;
     let midline = Midline::of(labelled, brain);
     let mut found = Vec::new();

@@ -14,14 +14,13 @@ pub mod study;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ndarray::{Array3, Axis};
 
 use self::contrast::Contrast;
 use self::extract::Brain;
 use self::prepare::Thinned;
-use super::{ExamError, ExamOutcome, LabelMap, Progress};
+use super::{Clock, ExamError, ExamOutcome, LabelMap, Progress};
 use crate::finding::Measurement;
 use crate::geometry::Grid;
 use crate::imaging::components::{self, Connectivity};
@@ -84,12 +83,7 @@ impl BrainMr {
     /// # Errors
     /// [`PackageError`].
     pub fn load(models: &Models) -> Result<Self, PackageError> {
-        let with_network = |name: &str| {
-            let package = models.package(name)?;
-            let network = package.network()?;
-            Ok::<_, PackageError>((package, network))
-        };
-        Ok(Self { extract: with_network("brain-extract")?, tumour: with_network("brain-tumour")? })
+        Ok(Self { extract: models.network("brain-extract")?, tumour: models.network("brain-tumour")? })
     }
 
     /// Bytes of memory the networks hold beside the exam's own, for the plan of a board.
@@ -121,7 +115,7 @@ impl BrainMr {
     /// [`ExamError`].
     pub fn analyze(&self, sources: &[Source<'_>], pool: &Pool, progress: &dyn Fn(Progress)) -> Result<StudyOutcome, ExamError> {
         let stage = |stage, done, total| progress(Progress { stage, done, total });
-        let mut clock = Laps { last: Instant::now(), laps: BTreeMap::new() };
+        let mut clock = Clock::start();
         let contrasts: Vec<Contrast> = sources.iter().map(|s| s.contrast).collect();
         self.accepts(&contrasts)?;
         let mut sources = sources.to_vec();
@@ -295,8 +289,7 @@ fn fine_grid(grid: &Grid) -> Grid {
 
 /// Only the pieces that are large and sure enough.
 fn without_specks(labels: Array3<u8>, probability: &Array3<f32>, manifest: &Manifest, pool: &Pool) -> Result<Array3<u8>, ExamError> {
-    let fault = |e: components::ComponentError| ExamError::Fault(Fault(e.to_string()));
-    let pieces = components::label(labels.mapv(|v| u8::from(v != 0)).view(), Connectivity::Corners, pool).map_err(fault)?;
+    let pieces = components::label(labels.mapv(|v| u8::from(v != 0)).view(), Connectivity::Corners, pool)?;
     let least = (manifest.threshold("lesion_ml_min", 0.5) * 1e3 / LABELS_MM.powi(3)) as u64;
     let numbers = pieces.paint(pool)?;
     let mut peak = vec![0f32; pieces.list().len() + 1];
@@ -323,21 +316,6 @@ fn of_tiles(error: SegmentError) -> ExamError {
 
 fn of_resample(error: ResampleError) -> ExamError {
     ExamError::Fault(Fault(error.to_string()))
-}
-
-/// Wall-clock time of each stage; it goes into the report's timing and decides nothing.
-struct Laps {
-    last: Instant,
-    laps: BTreeMap<&'static str, u64>,
-}
-
-impl Laps {
-    fn lap(&mut self, stage: &'static str) {
-        let ms = self.last.elapsed().as_millis() as u64;
-        self.last = Instant::now();
-        self.laps.insert(stage, ms);
-        *self.laps.entry("total").or_default() += ms;
-    }
 }
 
 /// The tumour's parts on the grid of one series.

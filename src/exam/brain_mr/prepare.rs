@@ -110,10 +110,8 @@ pub(super) fn align(reference: &Thinned, moving: &mut Thinned, pool: &Pool) -> R
         levels: [(3, 3.0), (1, 1.0)].map(|(shrink, sigma_mm)| Level { shrink, sigma_mm }).to_vec(),
         start: Start::Best,
     };
-    let image = |t: &Thinned| (t.voxels.clone(), t.affine);
-    let ((fixed, fixed_affine), (other, other_affine)) = (image(reference), image(moving));
-    let fixed = Image { voxels: fixed.view(), affine: fixed_affine, mask: None };
-    let other = Image { voxels: other.view(), affine: other_affine, mask: None };
+    let fixed = Image { voxels: reference.voxels.view(), affine: reference.affine, mask: None };
+    let other = Image { voxels: moving.voxels.view(), affine: moving.affine, mask: None };
     match registration::register(&fixed, &other, &settings, pool, |_| {}) {
         Ok(outcome) => moving.onto = outcome.transform,
         Err(registration::RegistrationError::Fault(fault)) => return Err(fault.into()),

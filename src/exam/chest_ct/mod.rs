@@ -12,15 +12,13 @@ pub mod lungs;
 mod measure;
 mod nodule;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use candidates::{Candidate, Detector, Scales};
 pub use lungs::{LungSegmenter, LungSlice, Lungs, PlaneGeometry};
 use nodule::Nodule;
 
-use super::{ExamError, ExamOutcome, LabelMap, Progress};
+use super::{Clock, ExamError, ExamOutcome, LabelMap, Progress, sigmoid};
 use crate::finding::{Finding, Measurement, Site};
 use crate::geometry::Affine;
 use crate::infer::engine::{EngineError, Network};
@@ -67,13 +65,8 @@ impl ChestCt {
     /// # Errors
     /// [`PackageError`] when `lung-seg` is not there, or a package is not what it should be.
     pub fn load(models: &Models) -> Result<Self, PackageError> {
-        let with_network = |name: &str| {
-            let package = models.package(name)?;
-            let network = package.network()?;
-            Ok((package, network))
-        };
-        let lung = with_network("lung-seg")?;
-        let detect = models.has("nodule-detect").then(|| with_network("nodule-detect")).transpose()?;
+        let lung = models.network("lung-seg")?;
+        let detect = models.has("nodule-detect").then(|| models.network("nodule-detect")).transpose()?;
         let class = match models.has("nodule-class") {
             false => None,
             true => {
@@ -299,11 +292,6 @@ fn combine(logit: f64, forest: f64, says: impl Fn(&str, f64) -> f64) -> f64 {
     sigmoid(heat_weight * logit.max(says("heat_min", candidates::NO_HEAT)) + says("forest_weight", 1.0) * log_odds + says("offset", 0.0))
 }
 
-/// `1 / (1 + e^-x)`, the same bits on every board.
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + libm::exp(-x))
-}
-
 fn finding(n: usize, nodule: &Nodule, confidence: f64, series: &Uid, volume: &Volume) -> Finding {
     let centroid_lps_mm = volume.affine().kji_to_lps(nodule.centroid_voxel);
     // Micrometres: the same lesion keeps its UID however the numbers are printed.
@@ -324,25 +312,6 @@ fn finding(n: usize, nodule: &Nodule, confidence: f64, series: &Uid, volume: &Vo
         mean_hu: Some(nodule.mean_hu),
         site: Site { organ: "lung".into(), laterality: nodule.side },
         cine: None,
-    }
-}
-
-/// Wall-clock time of each stage; it goes into the report's timing and decides nothing.
-struct Clock {
-    last: Instant,
-    laps: BTreeMap<&'static str, u64>,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self { last: Instant::now(), laps: BTreeMap::new() }
-    }
-
-    fn lap(&mut self, stage: &'static str) {
-        let ms = self.last.elapsed().as_millis() as u64;
-        self.last = Instant::now();
-        self.laps.insert(stage, ms);
-        *self.laps.entry("total").or_default() += ms;
     }
 }
 

@@ -12,7 +12,6 @@ pub mod track;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ndarray::{Array3, ArrayD, ArrayViewMut2, IxDyn};
 
@@ -21,13 +20,13 @@ use self::sector::{Box2, LEARN_FRAMES, Sector};
 use self::track::{DETECTIONS_MAX, Detection, Track, Tracker};
 use super::attempt::{Attempt, AttemptError};
 use super::registry::Work;
-use super::{ExamError, ExamOutcome, LabelMap, Progress};
+use super::{Clock, ExamError, ExamOutcome, LabelMap, Progress, sigmoid};
 use crate::finding::{Finding, InPixels, Measurement, OverTime, Site};
-use crate::imaging::components::{ComponentError, Connectivity, label};
+use crate::imaging::components::{Connectivity, label};
 use crate::infer::engine::{EngineError, Network, Session};
 use crate::infer::grid::{Filling, Line, Weights, resample_plane};
 use crate::infer::package::{ModelId, Models, Package, PackageError};
-use crate::pool::{Fault, Pool};
+use crate::pool::Pool;
 use crate::series::{Assembled, Planar};
 use crate::study::{Rejection, RejectionCode, Uid};
 use crate::volume::Volume;
@@ -100,8 +99,7 @@ impl Ultrasound {
     /// # Errors
     /// [`PackageError`]; also for a network that is not one map of square frames.
     pub fn load(models: &Models) -> Result<Self, PackageError> {
-        let package = models.package("us-lesion")?;
-        let network = package.network()?;
+        let (package, network) = models.network("us-lesion")?;
         let square = matches!(network.input_shapes(), [shape] if matches!(shape[..], [1, 1, h, w] if h == w));
         if !square || network.output_shapes() != network.input_shapes() {
             let why = "one map of logits of a square frame is wanted".to_owned();
@@ -148,7 +146,7 @@ impl Ultrasound {
     /// [`AttemptError`]; a rejection when no frame shows an ultrasound field.
     pub fn attempt(&self, work: &Work<'_>) -> Result<Attempt, AttemptError> {
         let Work { series, assembled, pool, progress, .. } = *work;
-        let started = Instant::now();
+        let mut clock = Clock::start();
         let volume = &assembled.volume;
         let [frames, rows, columns] = volume.shape();
         if rows > SIDE_MAX || columns > SIDE_MAX {
@@ -159,10 +157,11 @@ impl Ultrasound {
         let mut greys = Greys::default();
         let mut outlines: Vec<(usize, u32, Outline)> = Vec::new();
         let mut before = None;
+        let header_of = |k: usize| ClipHeader::of([rows, columns], assembled.planar.get(k).copied().unwrap_or_default());
         for k in 0..frames {
             progress(Progress { stage: "segment", done: k, total: frames });
             let Some(source) = clip_of(assembled, k) else { continue };
-            let header = ClipHeader::of([rows, columns], assembled.planar.get(k).copied().unwrap_or_default());
+            let header = header_of(k);
             let clip = (source, header);
             if before.as_ref() != Some(&clip) {
                 reader.start(header);
@@ -173,19 +172,15 @@ impl Ultrasound {
             outlines.extend(reader.visible().map(|track| (k, track.id, track.outline.clone())));
             volume.release(k..k + 1);
         }
-        let units = move |k: usize| {
-            let header = ClipHeader::of([rows, columns], assembled.planar.get(k).copied().unwrap_or_default());
-            header.spacing_mm.unwrap_or([1.0; 2])
-        };
         let (read, fields) = (reader.frames, reader.with_field);
         if fields == 0 {
             let text = "no frame shows an ultrasound field";
             return Err(ExamError::from(Rejection::new(RejectionCode::WrongContent, text)).into());
         }
         let (findings, ids) = reader.finish(series);
-        let spacing: Vec<[f64; 2]> = (0..frames).map(units).collect();
+        let spacing: Vec<[f64; 2]> = (0..frames).map(|k| header_of(k).spacing_mm.unwrap_or([1.0; 2])).collect();
         let map = LesionMap::new(outlines, &ids, &spacing, [rows, columns]);
-        let ms = started.elapsed().as_millis() as u64;
+        clock.lap("segment");
         let measurements = [("frames_analysed", read), ("frames_with_field", fields)];
         let outcome = ExamOutcome {
             exam: Self::NAME,
@@ -193,7 +188,7 @@ impl Ultrasound {
             measurements: measurements.map(|(name, n)| (name.to_owned(), Measurement { value: n as f64, unit: "1".into() })).into(),
             labels: vec![Box::new(map)],
             models: vec![self.model().clone()],
-            timing_ms: BTreeMap::from([("segment", ms), ("total", ms)]),
+            timing_ms: clock.laps,
         };
         Ok(Attempt { outcome, volume: volume.clone(), partial: None })
     }
@@ -329,18 +324,6 @@ impl Field {
     }
 }
 
-/// `1 / (1 + e^-x)`, the same bits on every board.
-fn sigmoid(x: f32) -> f64 {
-    1.0 / (1.0 + libm::exp(-f64::from(x)))
-}
-
-fn component_error(error: ComponentError) -> ExamError {
-    match error {
-        ComponentError::Fault(fault) => fault.into(),
-        other => Fault(other.to_string()).into(),
-    }
-}
-
 impl Reader<'_> {
     /// Frames of another clip follow: other size, scale, view. Identities go on counting.
     pub fn start(&mut self, header: ClipHeader) {
@@ -457,7 +440,7 @@ fn detect(package: &Package, logits: &[f32], side: usize, pool: &Pool) -> Result
     let least = package.manifest.threshold("candidate_min", 0.5);
     let mask = Array3::from_shape_fn((1, side, side), |(_, j, i)| u8::from(logits[j * side + i] > 0.0));
     let connectivity = Connectivity::from_neighbours(6).expect("a connectivity in three dimensions");
-    let components = label(mask.view(), connectivity, pool).map_err(component_error)?;
+    let components = label(mask.view(), connectivity, pool)?;
     let components = components.retain(|c| c.voxels >= pixels_min);
     if components.list().is_empty() {
         return Ok(Vec::new());
@@ -471,7 +454,7 @@ fn detect(package: &Package, logits: &[f32], side: usize, pool: &Pool) -> Result
         let mut sum = 0.0;
         for j in top..=bottom {
             for n in (j * side + left..=j * side + right).filter(|n| labels[*n] == component.label) {
-                sum += sigmoid(logits[n]);
+                sum += sigmoid(f64::from(logits[n]));
             }
         }
         let confidence = sum / component.voxels as f64;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{MANIFEST, MANIFEST_BYTES_MAX, Package, PackageError, SIGNATURE, Trust, read_capped};
+use super::{MANIFEST, MANIFEST_BYTES_MAX, Network, Package, PackageError, SIGNATURE, Trust, read_capped};
 
 /// The packages inside the binary: name, then `(path in the package, bytes)`.
 type Embedded = &'static [(&'static str, &'static [(&'static str, &'static [u8])])];
@@ -60,6 +60,16 @@ impl Models {
                 known: known.into_iter().map(|(n, _)| n).collect(),
             }),
         }
+    }
+
+    /// Reads and checks a package by name, and makes its network.
+    ///
+    /// # Errors
+    /// [`PackageError`].
+    pub fn network(&self, name: &str) -> Result<(Package, Network), PackageError> {
+        let package = self.package(name)?;
+        let network = package.network()?;
+        Ok((package, network))
     }
 }
 
