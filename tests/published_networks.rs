@@ -75,29 +75,6 @@ numpy.stack([session.run(None, {name: x})[0][0].argmax(0) for x in data]).astype
     std::fs::read(folder.join("labels.bin")).unwrap()
 }
 
-/// Computes beforehand what depends on no input: an engine for boards takes sizes only where the file states them.
-fn fold_constants(python: &std::ffi::OsString, folder: &Path) {
-    let script = r#"
-import hashlib, sys, onnx, onnxruntime
-folder = sys.argv[1]
-options = onnxruntime.SessionOptions()
-options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-options.optimized_model_filepath = folder + "/folded.onnx"
-onnxruntime.InferenceSession(folder + "/model.onnx", options)
-old = hashlib.sha256(open(folder + "/model.onnx", "rb").read()).hexdigest()
-model = onnx.load(folder + "/folded.onnx")
-standard = [p for p in model.opset_import if p.domain == ""]
-del model.opset_import[:]
-model.opset_import.extend(standard)
-onnx.save(model, folder + "/model.onnx")
-new = hashlib.sha256(open(folder + "/model.onnx", "rb").read()).hexdigest()
-text = open(folder + "/model.toml").read().replace(old, new)
-open(folder + "/model.toml", "w").write(text)
-"#;
-    let output = Command::new(python).args(["-c", script]).arg(folder).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// The part of the voxels whose labels are equal; both maps have more than one label.
 fn agreement(ours: &[u8], theirs: &[u8]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
@@ -128,9 +105,7 @@ fn meshnet_in_tiles_is_onnx_runtime_on_the_whole_head() {
 fn a_tumour_network_of_four_channels_is_onnx_runtime_slice_by_slice() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().unwrap();
-    package("brats-unet2d", "brats-unet2d/brats_unet2d_axial_4x240x240.onnx", folder.path());
-    fold_constants(&python, folder.path());
-    let package = Package::read(folder.path(), &Trust::default()).unwrap();
+    let package = package("brats-unet2d", "brats-unet2d/brats_unet2d_axial_4x240x240.onnx", folder.path());
     let truth = part("mr/tcga-fg-6692/registered/tumour-labels.nii.gz", [0; 3], [155, 240, 240]).1;
     let tumour = |k: usize| truth.slice(s![k, .., ..]).iter().filter(|v| **v > 0.0).count();
     let middle = (0..155).max_by_key(|k| tumour(*k)).unwrap().clamp(2, 152);

@@ -21,6 +21,10 @@ pub(super) fn ints(node: &NodeProto, name: &str) -> Vec<i64> {
     attribute(node, name).map_or_else(Vec::new, |attribute| attribute.ints.clone())
 }
 
+pub(super) fn numbers(node: &NodeProto, name: &str) -> Vec<f32> {
+    attribute(node, name).map_or_else(Vec::new, |attribute| attribute.floats.clone())
+}
+
 pub(super) fn text<'n>(node: &'n NodeProto, name: &str, default: &'n str) -> &'n str {
     attribute(node, name).and_then(|attribute| std::str::from_utf8(&attribute.s).ok()).unwrap_or(default)
 }

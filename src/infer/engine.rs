@@ -20,7 +20,7 @@ use tract_onnx::tract_core;
 
 use super::kernels::{Kernel, Memory, Program};
 use super::floats::FloatLayer;
-use super::{floats, lower, onnx};
+use super::{checks, floats, lower, onnx};
 use crate::pool::{Fault, Pool};
 
 /// A network that cannot be loaded or run.
@@ -83,7 +83,7 @@ pub struct Step {
 }
 
 /// The caught panic of `work` as an error: tract asserts where it meets the unexpected, and outside data can be that.
-fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>, wrap: fn(String) -> EngineError) -> Result<T, EngineError> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>, wrap: fn(String) -> EngineError) -> Result<T, EngineError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(wrap(Fault::from_panic(payload).0)))
 }
 
@@ -111,17 +111,19 @@ impl Network {
 
     fn plan(model: &ModelProto, kernel: Option<Kernel>) -> Result<Self, EngineError> {
         let graph = model.graph.as_ref().ok_or_else(|| onnx::refuse("the file has no graph"))?;
-        let Some(kernel) = kernel else {
-            let rest = plan_rest(model)?;
-            let (input_shapes, output_shapes) = edge_shapes(&rest)?;
-            return Ok(Self { input_shapes, output_shapes, islands: vec![], floats: vec![], rest: Some(rest), kept: vec![], runs: AtomicU64::new(0) });
-        };
         let known: OnceCell<HashMap<String, Vec<usize>>> = OnceCell::new();
         let shape = |name: &str| match onnx::network_inputs(graph).find(|input| *input == name) {
             Some(input) => onnx::input_shape(graph, input).ok(),
             None => known.get_or_init(|| inferred_shapes(model)).get(name).cloned(),
         };
+        let Some(kernel) = kernel else {
+            checks::windows(model, &shape)?;
+            let rest = plan_rest(model)?;
+            let (input_shapes, output_shapes) = edge_shapes(&rest)?;
+            return Ok(Self { input_shapes, output_shapes, islands: vec![], floats: vec![], rest: Some(rest), kept: vec![], runs: AtomicU64::new(0) });
+        };
         let mut lowered = lower::lower(model, &shape)?;
+        lowered.rest.as_ref().map_or(Ok(()), |rest| checks::windows(rest, &shape))?;
         let islands = lowered.islands.len();
         let floats = lowered.rest.as_mut().map_or_else(Vec::new, |rest| floats::lower(rest, islands, kernel, &shape));
         let rest = lowered.rest.as_ref().map(plan_rest).transpose()?;
@@ -284,16 +286,20 @@ fn inferred_shapes(model: &ModelProto) -> HashMap<String, Vec<usize>> {
             }
         }
     }
-    let parsed = tract_onnx::onnx().parse(model, None);
-    if let Ok(mut parsed) = parsed {
-        // What was inferred before an operator that nobody has still holds.
-        let _ = parsed.model.analyse(true);
-        for (name, outlet) in &parsed.outlets_by_name {
-            let dims = parsed.model.outlet_fact(*outlet).ok().and_then(|fact| fact.shape.concretize());
-            let dims = dims.and_then(|dims| dims.iter().map(|dim| dim.to_usize().ok()).collect::<Option<Vec<_>>>());
-            if let Some(dims) = dims {
-                shapes.insert(name.clone(), dims);
-            }
+    shapes.extend(tract_shapes(model));
+    shapes
+}
+
+/// Shapes that tract infers. What was inferred before an operator that nobody has, or that it stumbles over, still holds.
+pub(super) fn tract_shapes(model: &ModelProto) -> HashMap<String, Vec<usize>> {
+    let mut shapes = HashMap::new();
+    let Ok(mut parsed) = tract_onnx::onnx().parse(model, None) else { return shapes };
+    let _ = guarded(|| parsed.model.analyse(true).map(drop).map_err(|error| EngineError::Load(chain(error))), EngineError::Load);
+    for (name, outlet) in &parsed.outlets_by_name {
+        let dims = parsed.model.outlet_fact(*outlet).ok().and_then(|fact| fact.shape.concretize());
+        let dims = dims.and_then(|dims| dims.iter().map(|dim| dim.to_usize().ok()).collect::<Option<Vec<_>>>());
+        if let Some(dims) = dims {
+            shapes.insert(name.clone(), dims);
         }
     }
     shapes

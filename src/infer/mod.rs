@@ -1,8 +1,10 @@
 //! Networks: packages that explain themselves, the engine that runs them, tiles over volumes, and the forest. Knows no medicine.
 
 mod attributes;
+mod checks;
 pub mod engine;
 mod floats;
+mod fold;
 pub mod forest;
 pub mod grid;
 pub mod kernels;

@@ -26,13 +26,13 @@ macro_rules! row {
         pub(super) unsafe fn $name(job: &RowJob) {
             // SAFETY: the caller's promise; tiles stay within the row.
             unsafe {
-                let mut done = 0;
+                let (mut done, ends) = (0, Ends::of(job));
                 while job.pixels - done >= $most {
-                    $tile::<$most, $vectors>(job, done);
+                    $tile::<$most, $vectors>(job, ends, done);
                     done += $most;
                 }
                 $(while job.pixels - done >= $size {
-                    $tile::<$size, $vectors>(job, done);
+                    $tile::<$size, $vectors>(job, ends, done);
                     done += $size;
                 })*
             }
@@ -63,24 +63,24 @@ pub(super) unsafe fn row_neon_8(job: &RowJob) {
 unsafe fn neon<const V: usize>(job: &RowJob) {
     // SAFETY: as the caller's; tiles stay within the row.
     unsafe {
-        let mut done = 0;
+        let (mut done, ends) = (0, Ends::of(job));
         while job.pixels - done >= 2 {
             match job.group {
-                6 => tile_neon::<2, V, 6>(job, done),
-                4 => tile_neon::<2, V, 4>(job, done),
-                3 => tile_neon::<2, V, 3>(job, done),
-                2 => tile_neon::<2, V, 2>(job, done),
-                _ => tile_neon::<2, V, 1>(job, done),
+                6 => tile_neon::<2, V, 6>(job, ends, done),
+                4 => tile_neon::<2, V, 4>(job, ends, done),
+                3 => tile_neon::<2, V, 3>(job, ends, done),
+                2 => tile_neon::<2, V, 2>(job, ends, done),
+                _ => tile_neon::<2, V, 1>(job, ends, done),
             }
             done += 2;
         }
         if done < job.pixels {
             match job.group {
-                6 => tile_neon::<1, V, 6>(job, done),
-                4 => tile_neon::<1, V, 4>(job, done),
-                3 => tile_neon::<1, V, 3>(job, done),
-                2 => tile_neon::<1, V, 2>(job, done),
-                _ => tile_neon::<1, V, 1>(job, done),
+                6 => tile_neon::<1, V, 6>(job, ends, done),
+                4 => tile_neon::<1, V, 4>(job, ends, done),
+                3 => tile_neon::<1, V, 3>(job, ends, done),
+                2 => tile_neon::<1, V, 2>(job, ends, done),
+                _ => tile_neon::<1, V, 1>(job, ends, done),
             }
         }
     }
@@ -92,29 +92,44 @@ unsafe fn biases<const V: usize>(job: &RowJob) -> [int32x4_t; V] {
     std::array::from_fn(|v| unsafe { vld1q_s32(job.bias.add(4 * v)) })
 }
 
-/// Sums to bytes, and the bytes to their places.
+/// What ends the work on each pixel of a row.
+#[derive(Clone, Copy)]
+struct Ends {
+    zero: int16x8_t,
+    low: uint8x16_t,
+    high: uint8x16_t,
+}
+
+impl Ends {
+    #[inline(always)]
+    unsafe fn of(job: &RowJob) -> Self {
+        let byte = |bound: f32| (bound as i32 + job.zero) as u8;
+        // SAFETY: NEON is always there.
+        unsafe { Self { zero: vdupq_n_s16(job.zero as i16), low: vdupq_n_u8(byte(job.low)), high: vdupq_n_u8(byte(job.high)) } }
+    }
+}
+
+/// Sums to bytes, and the bytes to their places. Rounding keeps order and narrowing saturates, so the bounds, which are whole
+/// numbers, may wait until the numbers are bytes, sixteen to a register.
 #[inline(always)]
-unsafe fn finish<const V: usize>(job: &RowJob, pixel: usize, sums: &[int32x4_t; V]) {
+unsafe fn finish<const V: usize>(job: &RowJob, ends: Ends, pixel: usize, sums: &[int32x4_t; V]) {
     // SAFETY: NEON is always there; the job has a scale for each lane and room for its channels at each pixel.
     unsafe {
-        let (low, high) = (vdupq_n_f32(job.low), vdupq_n_f32(job.high));
-        let zero = vdupq_n_s32(job.zero);
-        let whole: [int16x4_t; V] = std::array::from_fn(|v| {
-            let real = vmulq_f32(vcvtq_f32_s32(sums[v]), vld1q_f32(job.scale.add(4 * v)));
-            let real = vminq_f32(vmaxq_f32(real, low), high);
-            vqmovn_s32(vaddq_s32(vcvtnq_s32_f32(real), zero))
-        });
+        let whole = |v: usize| vcvtnq_s32_f32(vmulq_f32(vcvtq_f32_s32(sums[v]), vld1q_f32(job.scale.add(4 * v))));
+        let eight = |v: usize| vqaddq_s16(vqmovn_high_s32(vqmovn_s32(whole(v)), whole(v + 1)), ends.zero);
+        let bytes = if V == 4 { vqmovun_high_s16(vqmovun_s16(eight(0)), eight(2)) } else {
+            vcombine_u8(vqmovun_s16(eight(0)), vdup_n_u8(0))
+        };
+        let bytes = vminq_u8(vmaxq_u8(bytes, ends.low), ends.high);
         let out = job.out.add(pixel * job.out_pixel);
-        for half in 0..V / 2 {
-            let bytes = vqmovun_s16(vcombine_s16(whole[2 * half], whole[2 * half + 1]));
-            let lanes = job.lanes.saturating_sub(8 * half).min(8);
-            if lanes == 8 {
-                vst1_u8(out.add(8 * half), bytes);
-            } else {
-                let mut narrow = [0u8; 8];
-                vst1_u8(narrow.as_mut_ptr(), bytes);
+        match job.lanes {
+            16 => vst1q_u8(out, bytes),
+            8 => vst1_u8(out, vget_low_u8(bytes)),
+            lanes => {
+                let mut narrow = [0u8; 16];
+                vst1q_u8(narrow.as_mut_ptr(), bytes);
                 for (lane, byte) in narrow.iter().take(lanes).enumerate() {
-                    out.add(8 * half + lane).write(*byte);
+                    out.add(lane).write(*byte);
                 }
             }
         }
@@ -136,7 +151,7 @@ macro_rules! sdot {
 
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn tile_sdot<const T: usize, const V: usize>(job: &RowJob, first: usize) {
+unsafe fn tile_sdot<const T: usize, const V: usize>(job: &RowJob, ends: Ends, first: usize) {
     // SAFETY: the job's pointers; a quad reads sixteen bytes of one run of taps.
     unsafe {
         let base = job.base.add(first * job.pixel);
@@ -175,14 +190,14 @@ unsafe fn tile_sdot<const T: usize, const V: usize>(job: &RowJob, first: usize) 
             }
         }
         for (t, sums) in sums.iter().enumerate() {
-            finish(job, first + t, sums);
+            finish(job, ends, first + t, sums);
         }
     }
 }
 
 #[inline]
 #[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn tile_i8mm<const T: usize, const V: usize>(job: &RowJob, first: usize) {
+unsafe fn tile_i8mm<const T: usize, const V: usize>(job: &RowJob, ends: Ends, first: usize) {
     // SAFETY: the job's pointers; a quad reads sixteen bytes of one run of taps.
     unsafe {
         let base = job.base.add(first * job.pixel);
@@ -231,14 +246,53 @@ unsafe fn tile_i8mm<const T: usize, const V: usize>(job: &RowJob, first: usize) 
             }
         }
         for (t, sums) in sums.iter().enumerate() {
-            finish(job, first + t, sums);
+            finish(job, ends, first + t, sums);
         }
     }
 }
 
+/// Four steps of four channels for two pixels, each weight loaded once. A compiler that may order these as it likes loads
+/// early and runs out of registers.
+macro_rules! two_pixels {
+    ($x:ident, $w:ident, $a:expr, $b:expr, $second:literal, $third:literal, $fourth:literal) => {
+        asm!(
+            "ldr {w:q}, [{p}]",
+            concat!("ldr {u:q}, [{p}, #", $second, "]"),
+            "smull {al:v}.8h, {x0:v}.8b, {w:v}.8b",
+            "smull2 {ah:v}.8h, {x0:v}.16b, {w:v}.16b",
+            "smull {bl:v}.8h, {y0:v}.8b, {w:v}.8b",
+            "smull2 {bh:v}.8h, {y0:v}.16b, {w:v}.16b",
+            concat!("ldr {w:q}, [{p}, #", $third, "]"),
+            "smlal {al:v}.8h, {x1:v}.8b, {u:v}.8b",
+            "smlal2 {ah:v}.8h, {x1:v}.16b, {u:v}.16b",
+            "smlal {bl:v}.8h, {y1:v}.8b, {u:v}.8b",
+            "smlal2 {bh:v}.8h, {y1:v}.16b, {u:v}.16b",
+            concat!("ldr {u:q}, [{p}, #", $fourth, "]"),
+            "smlal {al:v}.8h, {x2:v}.8b, {w:v}.8b",
+            "smlal2 {ah:v}.8h, {x2:v}.16b, {w:v}.16b",
+            "smlal {bl:v}.8h, {y2:v}.8b, {w:v}.8b",
+            "smlal2 {bh:v}.8h, {y2:v}.16b, {w:v}.16b",
+            "smlal {al:v}.8h, {x3:v}.8b, {u:v}.8b",
+            "smlal2 {ah:v}.8h, {x3:v}.16b, {u:v}.16b",
+            "smlal {bl:v}.8h, {y3:v}.8b, {u:v}.8b",
+            "smlal2 {bh:v}.8h, {y3:v}.16b, {u:v}.16b",
+            "sadalp {s0:v}.4s, {al:v}.8h",
+            "sadalp {s1:v}.4s, {ah:v}.8h",
+            "sadalp {t0:v}.4s, {bl:v}.8h",
+            "sadalp {t1:v}.4s, {bh:v}.8h",
+            p = in(reg) $w,
+            x0 = in(vreg) $x[0][0], x1 = in(vreg) $x[0][1], x2 = in(vreg) $x[0][2], x3 = in(vreg) $x[0][3],
+            y0 = in(vreg) $x[1][0], y1 = in(vreg) $x[1][1], y2 = in(vreg) $x[1][2], y3 = in(vreg) $x[1][3],
+            s0 = inout(vreg) $a[0], s1 = inout(vreg) $a[1], t0 = inout(vreg) $b[0], t1 = inout(vreg) $b[1],
+            al = out(vreg) _, ah = out(vreg) _, bl = out(vreg) _, bh = out(vreg) _, w = out(vreg) _, u = out(vreg) _,
+            options(pure, readonly, nostack, preserves_flags)
+        )
+    };
+}
+
 /// Without dot products: bytes multiply into 16 bits, a quad or a group of steps is summed there, and pairs are widened.
 #[inline(always)]
-unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob, first: usize) {
+unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob, ends: Ends, first: usize) {
     // SAFETY: the job's pointers; NEON is always there.
     unsafe {
         let base = job.base.add(first * job.pixel);
@@ -248,24 +302,31 @@ unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob
         let mut weights = job.weights;
         for quad in 0..job.quads {
             let at = base.add(*job.offsets.add(quad) as usize);
-            for (t, sums) in sums.iter_mut().enumerate() {
-                let x = veorq_u8(vld1q_u8(at.add(t * job.pixel)), vdupq_n_u8(0x80));
-                let x = vreinterpretq_s32_u8(x);
-                let x: [int8x16_t; 4] = [
+            let x: [[int8x16_t; 4]; T] = std::array::from_fn(|t| {
+                let x = vreinterpretq_s32_u8(veorq_u8(vld1q_u8(at.add(t * job.pixel)), vdupq_n_u8(0x80)));
+                [
                     vreinterpretq_s8_s32(vdupq_laneq_s32::<0>(x)),
                     vreinterpretq_s8_s32(vdupq_laneq_s32::<1>(x)),
                     vreinterpretq_s8_s32(vdupq_laneq_s32::<2>(x)),
                     vreinterpretq_s8_s32(vdupq_laneq_s32::<3>(x)),
-                ];
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    let w = vld1q_s8(weights.add(v * 16));
-                    let (mut low, mut high) = (vmull_s8(vget_low_s8(x[0]), vget_low_s8(w)), vmull_high_s8(x[0], w));
-                    for (step, x) in x.iter().enumerate().skip(1) {
-                        let w = vld1q_s8(weights.add((step * V + v) * 16));
-                        low = vmlal_s8(low, vget_low_s8(*x), vget_low_s8(w));
-                        high = vmlal_high_s8(high, *x, w);
+                ]
+            });
+            for v in 0..V {
+                let w = weights.add(v * 16);
+                match (sums.as_mut_slice(), V) {
+                    ([a, b], 4) => two_pixels!(x, w, a[v], b[v], "64", "128", "192"),
+                    ([a, b], _) => two_pixels!(x, w, a[v], b[v], "32", "64", "96"),
+                    (sums, _) => {
+                        let w: [int8x16_t; 4] = std::array::from_fn(|step| vld1q_s8(w.add(step * V * 16)));
+                        for (sums, x) in sums.iter_mut().zip(x) {
+                            let (mut low, mut high) = (vmull_s8(vget_low_s8(x[0]), vget_low_s8(w[0])), vmull_high_s8(x[0], w[0]));
+                            for (x, w) in x.into_iter().zip(w).skip(1) {
+                                low = vmlal_s8(low, vget_low_s8(x), vget_low_s8(w));
+                                high = vmlal_high_s8(high, x, w);
+                            }
+                            sums[v] = [vpadalq_s16(sums[v][0], low), vpadalq_s16(sums[v][1], high)];
+                        }
                     }
-                    *sum = [vpadalq_s16(sum[0], low), vpadalq_s16(sum[1], high)];
                 }
             }
             weights = weights.add(4 * V * 16);
@@ -296,7 +357,7 @@ unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob
         let bias = biases::<V>(job);
         for (t, sums) in sums.iter().enumerate() {
             let whole: [int32x4_t; V] = std::array::from_fn(|v| vaddq_s32(bias[v], vpaddq_s32(sums[v][0], sums[v][1])));
-            finish(job, first + t, &whole);
+            finish(job, ends, first + t, &whole);
         }
     }
 }
