@@ -251,6 +251,13 @@ pub struct Subject {
     pub key: String,
 }
 
+impl Subject {
+    /// The UID of its report, known before there is one.
+    pub fn report_uid(&self) -> Uid {
+        Uid::derived(format!("{SCHEMA}\n{}\n{}", self.device.uid, self.key).as_bytes())
+    }
+}
+
 /// What an exam gave.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Results {
@@ -305,10 +312,9 @@ impl Report {
     }
 
     fn assemble(status: Status, reason: Option<Reason>, subject: Subject, results: Results, created: Timestamp) -> Self {
-        let seed = format!("{SCHEMA}\n{}\n{}", subject.device.uid, subject.key);
         Self {
             schema: Schema,
-            report_uid: Uid::derived(seed.as_bytes()),
+            report_uid: subject.report_uid(),
             sequence: 0,
             created: rfc3339::to_millisecond(created),
             status,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::exam::attempt::{Attempt, AttemptError};
+use crate::exam::brain_mr::contrast::Contrast;
 use crate::exam::brain_mr::study::{Role, Study};
 use crate::exam::brain_mr::{BrainMr, StudyOutcome};
 use crate::exam::chest_ct::{LungSegmenter, LungSlice, PlaneGeometry};
@@ -126,6 +127,11 @@ impl Analyst {
     /// Whether a series of this modality waits for the others of its study.
     pub fn reads_studies(&self, modality: Modality) -> bool {
         self.exams.choose(modality).is_some_and(ExamKind::reads_studies)
+    }
+
+    /// Whether these series of one study are all that their exam can use, so that it need not wait for more.
+    pub fn is_whole(&self, series: &[&SeriesOutcome]) -> bool {
+        Study::of(series).contrasts().len() == Contrast::ALL.len()
     }
 
     /// The reports of the series of one study, one for each, in the order given: the findings are in that of the series they refer

@@ -48,13 +48,20 @@ const RELEASED_MAX: usize = 64;
 /// How often the line looks at its clock when nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
 
+/// What the line has to know of exams that look at all series of a study together.
+pub struct Studies {
+    /// Whether the series of a modality wait for the others of their study.
+    pub gathers: Box<dyn Fn(Modality) -> bool + Send>,
+    /// Whether there is nothing more that the exam could use.
+    pub whole: Box<dyn Fn(&[&SeriesOutcome]) -> bool + Send>,
+}
+
 /// The line's own state. One thread owns it.
 pub struct Line {
     assembler: Assembler,
     jobs: Sender<Job>,
     early: Sender<EarlySlice>,
-    /// Whether the series of a modality are analysed study by study.
-    gathers: Box<dyn Fn(Modality) -> bool + Send>,
+    studies: Studies,
     gatherings: Vec<Gathering>,
     released: VecDeque<SourceId>,
     /// Per series that grows: what was acknowledged of it.
@@ -80,19 +87,19 @@ struct Members {
 }
 
 impl Line {
-    /// A line with an assembler of its own; `gathers` says of which modality series wait for the others of their study.
+    /// A line with an assembler of its own.
     pub fn new(
         assembler: Assembler,
         jobs: Sender<Job>,
         early: Sender<EarlySlice>,
-        gathers: Box<dyn Fn(Modality) -> bool + Send>,
+        studies: Studies,
         patience: Duration,
     ) -> Self {
         Self {
             assembler,
             jobs,
             early,
-            gathers,
+            studies,
             gatherings: Vec::new(),
             released: VecDeque::new(),
             members: HashMap::new(),
@@ -262,7 +269,7 @@ impl Line {
 
     /// A finished series goes to its exam, or waits for the others of its study.
     fn finished(&mut self, part: Part, now: Instant, hearts: &Hearts) {
-        if !(self.gathers)(part.series.modality) {
+        if !(self.studies.gathers)(part.series.modality) {
             return self.send(Job(vec![part]), hearts);
         }
         let study = part.series.study.clone();
@@ -281,8 +288,8 @@ impl Line {
         }
     }
 
-    /// A study is together when none of its series grows and each sender of two or more of them has gone in good order, or when
-    /// nothing came for as long as a series is waited for: a sender may use one association for each series.
+    /// A study is together when none of its series grows, nothing is missing, and the one sender of all has gone in good order; or
+    /// when nothing came for as long as a series is waited for: a sender may use one association for each series.
     fn is_gathered(&self, gathering: &Gathering, now: Instant) -> bool {
         if self.members.values().any(|members| members.study == gathering.study) {
             return false;
@@ -290,7 +297,8 @@ impl Line {
         let gone = |part: &Part| part.source.is_some_and(|source| self.released.contains(&source));
         let together = gathering.parts.len() >= 2 && {
             let first = gathering.parts[0].source;
-            gathering.parts.iter().all(|part| part.source == first && gone(part))
+            let all_gone = gathering.parts.iter().all(|part| part.source == first && gone(part));
+            all_gone && (self.studies.whole)(&gathering.parts.iter().map(|part| &part.series).collect::<Vec<_>>())
         };
         together || now.saturating_duration_since(gathering.last) >= self.patience
     }

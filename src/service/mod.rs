@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::admission::Admission;
 use self::analysis::{Analyst, EarlySlice};
-use self::line::{Job, Line, Part};
+use self::line::{Job, Line, Part, Studies};
 use self::live::{LIVE_BYTES, Live, LiveStats, LiveStatus};
 use self::supervisor::{Hearts, memory_kib};
 use crate::config::{MemoryPlan, OverBudget, Settings};
@@ -291,9 +291,12 @@ impl Service {
         let patience = Duration::from_secs(settings.series.quiet_s);
         let (jobs_in, jobs) = bounded::<Job>(JOBS_MAX);
         let (early_in, early) = bounded::<EarlySlice>(EARLY_MAX);
-        let shared = Arc::clone(&self.shared);
-        let gathers = Box::new(move |modality| shared.analyst.reads_studies(modality));
-        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, gathers, patience);
+        let (reading, looking) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
+        let studies = Studies {
+            gathers: Box::new(move |modality| reading.analyst.reads_studies(modality)),
+            whole: Box::new(move |series| looking.analyst.is_whole(series)),
+        };
+        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, studies, patience);
         let shared = Arc::clone(&self.shared);
         self.spawn("series", move || line.run(&arrivals, &shared.stop, &shared.hearts))?;
         // Without the exam nobody listens, and the line sends no slice.
@@ -403,6 +406,10 @@ impl Shared {
                 self.hearts.beat("exam", Instant::now());
                 *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = Some((series.clone(), progress));
             };
+            if self.were_reported(&parts) {
+                self.clear_up(&parts, spool);
+                continue;
+            }
             progress(Progress { stage: "segment", done: 0, total: 1 });
             for part in &parts {
                 log::info!("series {}: {} instances are complete", part.series.series, part.series.instances);
@@ -412,9 +419,6 @@ impl Shared {
             // Before the report is out: nobody may read in the status that a series is worked on whose report he has.
             *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.deliver(analysed.into_iter().map(|analysed| analysed.report), &parts, spool);
-            for part in &parts {
-                self.analyst.forget_early(&part.series.series);
-            }
         }
     }
 
@@ -427,10 +431,23 @@ impl Shared {
             let Some(number) = self.keep(series, &report, beat) else { return };
             log::info!("series {series}: {}, report {number}", report.status.word());
         }
+        self.clear_up(parts, spool);
+    }
+
+    /// Whether a cut came between the journal and the spool: the reports are there, and nothing is to be analysed again.
+    fn were_reported(&self, parts: &[Part]) -> bool {
+        parts.iter().all(|Part { series, .. }| {
+            let uid = self.analyst.subject(&series.series, &series.study, series.modality).report_uid();
+            self.journal.sequence_of(&uid).is_some()
+        })
+    }
+
+    fn clear_up(&self, parts: &[Part], spool: &Spool) {
         for part in parts {
             if let Err(error) = spool.forget(&part.series.series, &part.instances) {
                 log::error!("series {}: {error}", part.series.series);
             }
+            self.analyst.forget_early(&part.series.series);
         }
     }
 
