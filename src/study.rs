@@ -116,8 +116,15 @@ pub struct MrAcquisition {
     pub scanning_sequence: String,
     /// Sequence Variant (0018,0021).
     pub sequence_variant: String,
-    /// Contrast/Bolus Agent (0018,0010) names one.
-    pub contrast_agent: bool,
+    /// Image Type (0008,0008): what was computed rather than measured says so here.
+    pub image_type: String,
+    /// Whether contrast agent was given, as far as tags tell: Contrast/Bolus Agent (0018,0010) names one or denies it, or its sequence
+    /// (0018,0012) or volume (0018,1041) is there. Many consoles leave all of them empty.
+    pub contrast_agent: Option<bool>,
+    /// Angio Flag (0018,0025) is set.
+    pub angiography: bool,
+    /// Diffusion b-value (0018,9087) above zero.
+    pub diffusion: bool,
     /// Repetition Time (0018,0080).
     pub repetition_ms: Option<f64>,
     /// Echo Time (0018,0081), or Effective Echo Time of an enhanced object.

@@ -172,6 +172,9 @@ pub(super) struct Raw<'a> {
     scanning_sequence: Option<&'a str>,
     sequence_variant: Option<&'a str>,
     contrast_agent: Option<&'a str>,
+    contrast_sequence: Option<Element<'a>>,
+    contrast_volume: Option<f64>,
+    angio_flag: Option<&'a str>,
     acquisition_contrast: Option<&'a str>,
     description: Option<&'a str>,
     plain: Place,
@@ -265,6 +268,9 @@ impl<'a> Raw<'a> {
             tags::SCANNING_SEQUENCE => self.scanning_sequence = e.text(),
             tags::SEQUENCE_VARIANT => self.sequence_variant = e.text(),
             tags::CONTRAST_BOLUS_AGENT => self.contrast_agent = e.text(),
+            tags::CONTRAST_BOLUS_AGENT_SEQUENCE => self.contrast_sequence = Some(*e),
+            tags::CONTRAST_BOLUS_VOLUME => self.contrast_volume = e.decimal(),
+            tags::ANGIO_FLAG => self.angio_flag = e.text(),
             tags::ACQUISITION_CONTRAST => self.acquisition_contrast = e.text(),
             tags::SERIES_DESCRIPTION => self.description = e.text(),
             tags::IMAGER_PIXEL_SPACING => self.imager_spacing = e.decimals(),
@@ -346,16 +352,32 @@ impl<'a> Raw<'a> {
         let words = |text: Option<&str>| text.unwrap_or_default().chars().take(128).collect::<String>();
         let shared = self.shared.iter().flat_map(|e| e.items()).next().map_or(self.plain, |item| self.plain.with_groups(item));
         let first = self.per_frame.iter().flat_map(|e| e.items()).next().map_or(shared, |item| shared.with_groups(item));
-        let none = ["", "NO", "NONE", "N", "NIL", "NO CONTRAST", "WITHOUT"];
         MrAcquisition {
+            image_type: words(self.image_type),
             scanning_sequence: words(self.scanning_sequence),
             sequence_variant: words(self.sequence_variant),
-            contrast_agent: self.contrast_agent.is_some_and(|agent| !none.contains(&agent.to_uppercase().as_str())),
+            contrast_agent: self.agent_given(),
+            angiography: self.angio_flag.is_some_and(|flag| flag.trim() == "Y"),
+            diffusion: first.b_value.is_some_and(|b| b > 0),
             repetition_ms: first.repetition_ms.filter(|ms| *ms > 0.0),
             echo_ms: first.echo_ms.filter(|ms| *ms > 0.0),
             inversion_ms: first.inversion_ms.filter(|ms| *ms > 0.0),
             acquisition_contrast: words(self.acquisition_contrast),
             description: words(self.description),
+        }
+    }
+
+    /// Whether contrast agent was given; None where nothing says it either way.
+    fn agent_given(&self) -> Option<bool> {
+        const DENIED: [&str; 14] = [
+            "NO", "NONE", "N", "NIL", "NULL", "N/A", "NA", "NO CONTRAST", "NON CONTRAST", "NOT GIVEN", "WITHOUT", "W/O", "-", "0",
+        ];
+        let agent = self.contrast_agent.unwrap_or_default().trim().to_uppercase();
+        let listed = self.contrast_sequence.is_some_and(|e| e.items().next().is_some());
+        let injected = listed || self.contrast_volume.is_some_and(|ml| ml > 0.0);
+        match agent.as_str() {
+            "" => injected.then_some(true),
+            agent => Some(!DENIED.contains(&agent)),
         }
     }
 

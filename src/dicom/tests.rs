@@ -217,3 +217,26 @@ fn decimal_strings_fit_and_keep_their_digits() {
         assert!((back - v).abs() <= v.abs() * 1e-8, "{v} became {text}");
     }
 }
+
+#[test]
+fn contrast_agent_was_given_was_denied_or_is_not_spoken_of() {
+    let agent = |text: &str| (tags::CONTRAST_BOLUS_AGENT, *b"LO", text.to_owned());
+    let volume = |ml: &str| (tags::CONTRAST_BOLUS_VOLUME, *b"DS", ml.to_owned());
+    for (want, more) in [
+        (Some(true), vec![agent("Gadovist")]),
+        (Some(true), vec![agent("MULTIHANCE & 15ML")]),
+        (Some(false), vec![agent("NONE")]),
+        (Some(false), vec![agent("No"), volume("0")]),
+        (Some(true), vec![agent(""), volume("7.5")]),
+        (None, vec![agent(""), volume("0")]),
+        (None, vec![]),
+    ] {
+        let template = SeriesTemplate { modality: Modality::Mr, more, ..template(VoxelType::I16, 16) };
+        let pixels = words(0, 1000);
+        let syntax = TransferSyntax::find("1.2.840.10008.1.2.1").unwrap();
+        let file = template.image(&slice(1, &pixels), syntax).unwrap();
+        let mr = Instance::parse(&file).unwrap().header.mr.unwrap();
+        assert_eq!(mr.contrast_agent, want, "{:?}", template.more);
+        assert_eq!((mr.image_type.as_str(), mr.diffusion, mr.angiography), ("ORIGINAL\\PRIMARY\\AXIAL", false, false));
+    }
+}

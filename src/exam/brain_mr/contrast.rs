@@ -48,36 +48,64 @@ impl Contrast {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotAContrast(pub &'static str);
 
-// Milliseconds. The bounds are wide: spin echo and turbo spin echo from 0.2 to 3 T lie inside, and between them is nothing
+// Milliseconds. The bounds are wide: spin echo and turbo spin echo from 0.2 to 7 T lie inside, and between them is nothing
 // that the exam could use (Bernstein, King, Zhou, Handbook of MRI Pulse Sequences, 2004).
 const ECHO_SHORT: f64 = 35.0;
 const ECHO_LONG: f64 = 60.0;
 const REPETITION_LONG: f64 = 1800.0;
-/// Fluid is nulled from about here on; fat is nulled at 120 to 250, and T1-weighted inversion recovery uses less than 1300.
-const INVERSION_OF_FLUID: f64 = 1500.0;
+/// Single-shot turbo spin echo counts the repetition from slice to slice; no T1-weighted image has so long an echo.
+const REPETITION_SINGLE_SHOT: f64 = 600.0;
+/// With a long echo, inversions from here on null fluid (1650 at a short repetition to 2800 at a long one; low fields lie below).
+const INVERSION_OF_FLUID: f64 = 1200.0;
+/// T1-weighted inversion recovery lies below (MPRAGE at 7 T has 1300); the second image of MP2RAGE (2500) above is none.
+const INVERSION_OF_T1: f64 = 1500.0;
+/// Fat is nulled at 120 to 250.
+const INVERSION_OF_FAT: f64 = 300.0;
+/// Gradient echoes repeated as fast as this may be a T1-weighted volume or show flowing blood; the numbers alone do not tell.
+const REPETITION_OF_FLOW: f64 = 60.0;
 
-/// The contrast of a series, from how it was made; its description decides only what the numbers leave open.
+/// Values of Image Type that name diffusion and perfusion, and what is computed from them.
+const MAPS_OF_MOTION: &[&str] = &[
+    "DIFFUSION", "ADC", "EADC", "EXP", "FA", "TRACEW", "TENSOR", "TENSOR_B0", "PERFUSION", "ASL", "CBF", "CBV", "RCBF", "RCBV", "MTT",
+    "TTP", "TMAX", "RELCBF", "RELCBV", "RELMTT", "FMRI", "MOCO_BOLD",
+];
+/// Values of Image Type that name what looks like a series and is computed from some: its times are those of its sources.
+const COMPUTED: &[&str] = &[
+    "T1 MAP", "T2 MAP", "T2_STAR MAP", "T1_MAP", "T2_MAP", "P", "PHASE", "PHASE MAP", "PHASE_MAP", "P_SE", "P_FFE", "VELOCITY",
+    "VELOCITY MAP", "PROJECTION IMAGE", "MIP", "MNIP", "MIN_IP", "SUB", "SUBTRACTION", "SUBTRACT", "SWI", "B0 MAP", "B1", "FIELD_MAP",
+];
+
+/// The contrast of a series, from how it was made; its description decides only what the tags leave open:
+///
+/// | tags | contrast |
+/// |---|---|
+/// | Acquisition Contrast of an enhanced object | as it says |
+/// | b-value, Image Type of a map, Angio Flag, echo-planar, T2*-weighted or balanced gradient echoes | none |
+/// | long inversion time (or IR with a long repetition), long echo | FLAIR |
+/// | no inversion, long echo | T2 |
+/// | short echo with a short repetition, or an inversion between fat's and fluid's | T1, or T1c if agent was given |
+/// | anything else | none |
+///
+/// Left open are: whether agent was given where no tag says so, whether fast gradient echoes show flow, whether a research sequence
+/// with a long echo suppresses fluid, and everything where echo and repetition times are missing.
 ///
 /// # Errors
 /// [`NotAContrast`]: diffusion, perfusion, angiography, fat-suppressed or T2*-weighted images, and what says nothing.
 pub fn contrast_of(mr: &MrAcquisition) -> Result<Contrast, NotAContrast> {
     let words = words_of(&mr.description);
     let says = |any: &[&str]| words.iter().any(|w| any.contains(&w.as_str()));
-    if says(&["dwi", "adc", "diffusion", "dti", "trace", "perf", "perfusion", "dsc", "dce", "bold", "asl"]) {
-        return Err(NotAContrast("diffusion or perfusion by its description"));
-    }
-    if says(&["tof", "mra", "angio", "mip", "swi", "swan", "t2star", "pd", "loc", "localizer", "localiser", "scout", "survey"]) {
-        return Err(NotAContrast("by its description none of the four contrasts"));
-    }
-    let has = |code: &str| mr.scanning_sequence.split('\\').any(|c| c.trim() == code);
-    let enhanced = mr.acquisition_contrast.as_str();
-    let agent = mr.contrast_agent;
+    let lists = |values: &str, any: &[&str]| values.split('\\').any(|value| any.contains(&value.trim()));
     let t1 = || {
-        // Some consoles leave the agent's field empty; then the words speak.
-        let after = agent || says(&["post", "gd", "gad", "gado", "contrast", "ce", "c", "km"]) || says(T1C_WORDS);
-        if after { Contrast::T1c } else { Contrast::T1 }
+        let told = || says(AGENT_WORDS) && !says(NO_AGENT_WORDS) || says(T1C_WORDS);
+        if mr.contrast_agent.unwrap_or_else(told) { Contrast::T1c } else { Contrast::T1 }
     };
-    match enhanced {
+    if mr.diffusion || lists(&mr.image_type, MAPS_OF_MOTION) {
+        return Err(NotAContrast("diffusion or perfusion"));
+    }
+    if lists(&mr.image_type, COMPUTED) {
+        return Err(NotAContrast("computed from other images"));
+    }
+    match mr.acquisition_contrast.as_str() {
         "FLUID_ATTENUATED" => return Ok(Contrast::Flair),
         "T1" => return Ok(t1()),
         "T2" if mr.inversion_ms.is_none_or(|ti| ti < INVERSION_OF_FLUID) => return Ok(Contrast::T2),
@@ -86,29 +114,43 @@ pub fn contrast_of(mr: &MrAcquisition) -> Result<Contrast, NotAContrast> {
         }
         _ => {}
     }
+    let has = |code: &str| lists(&mr.scanning_sequence, &[code]);
     if let (Some(echo), Some(repetition)) = (mr.echo_ms, mr.repetition_ms) {
         let inverted = has("IR") || mr.inversion_ms.is_some();
+        let gradient = has("GR") && !has("SE") && !inverted;
         if has("EP") && !inverted {
             return Err(NotAContrast("echo-planar images"));
         }
-        if has("GR") && !has("SE") && !inverted && echo > 12.0 {
+        if mr.angiography || gradient && repetition < REPETITION_OF_FLOW && says(FLOW_WORDS) {
+            return Err(NotAContrast("angiography"));
+        }
+        if gradient && echo > 12.0 {
             return Err(NotAContrast("T2*-weighted gradient echoes"));
         }
+        // Siemens, GE and Philips mark their T1-weighted gradient echoes as spoiled or prepared besides.
+        if gradient && lists(&mr.sequence_variant, &["SS"]) && !lists(&mr.sequence_variant, &["SP", "OSP", "MP"]) {
+            return Err(NotAContrast("balanced gradient echoes, on which fluid is bright"));
+        }
+        let unnamed = !has("SE") && !has("GR");
         return match mr.inversion_ms {
             Some(inversion) if inversion >= INVERSION_OF_FLUID && echo >= ECHO_LONG => Ok(Contrast::Flair),
-            Some(inversion) if inversion < 300.0 => Err(NotAContrast("short inversion times suppress fat")),
-            Some(_) if echo <= ECHO_SHORT => Ok(t1()),
+            Some(inversion) if inversion < INVERSION_OF_FAT => Err(NotAContrast("short inversion times suppress fat")),
+            Some(inversion) if inversion < INVERSION_OF_T1 && echo <= ECHO_SHORT => Ok(t1()),
             // Inversion recovery without its time: a long repetition with a long echo is how fluid is suppressed.
             None if has("IR") && echo >= ECHO_LONG && repetition >= 4000.0 => Ok(Contrast::Flair),
-            None if echo >= ECHO_LONG && repetition >= REPETITION_LONG && says(&["flair", "dark", "fluid"]) => Ok(Contrast::Flair),
-            None if echo >= ECHO_LONG && repetition >= REPETITION_LONG => Ok(Contrast::T2),
+            None if unnamed && echo >= ECHO_LONG && repetition >= REPETITION_LONG && says(FLAIR_WORDS) => Ok(Contrast::Flair),
+            None if !has("IR") && echo >= ECHO_LONG && repetition >= REPETITION_SINGLE_SHOT => Ok(Contrast::T2),
             None if echo <= ECHO_SHORT && repetition < REPETITION_LONG => Ok(t1()),
             // Gradient echoes prepared by inversion count the repetition from one inversion to the next.
-            None if echo <= 10.0 && has("GR") => Ok(t1()),
-            _ => Err(NotAContrast("echo and repetition times that fit none of the four contrasts")),
+            None if echo <= 10.0 && has("GR") && has("IR") => Ok(t1()),
+            _ => Err(NotAContrast("echo, repetition and inversion times that fit none of the four contrasts")),
         };
     }
-    if says(&["flair", "t2f", "t2flair"]) {
+    if says(&["dwi", "adc", "diffusion", "dti", "trace", "perf", "perfusion", "dsc", "dce", "bold", "asl"]) {
+        Err(NotAContrast("diffusion or perfusion by its description"))
+    } else if says(FLOW_WORDS) || says(&["mip", "swi", "swan", "t2star", "pd", "loc", "localizer", "localiser", "scout", "survey"]) {
+        Err(NotAContrast("by its description none of the four contrasts"))
+    } else if says(FLAIR_WORDS) {
         Ok(Contrast::Flair)
     } else if says(&["t1", "t1w", "t1n", "mprage", "spgr", "bravo", "tfe"]) || says(T1C_WORDS) {
         Ok(t1())
@@ -119,11 +161,17 @@ pub fn contrast_of(mr: &MrAcquisition) -> Result<Contrast, NotAContrast> {
     }
 }
 
+const FLAIR_WORDS: &[&str] = &["flair", "t2f", "t2flair", "dark", "fluid"];
+const FLOW_WORDS: &[&str] = &["tof", "mra", "mrv", "angio", "angiography", "venography"];
 const T1C_WORDS: &[&str] = &["t1c", "t1ce", "t1gd", "t1gad", "t1post", "t1km"];
+/// English, German (Kontrastmittel), French, Italian (mezzo di contrasto), Spanish.
+const AGENT_WORDS: &[&str] =
+    &["post", "gd", "gad", "gado", "gadolinium", "contrast", "ce", "c", "km", "kontrast", "contraste", "inj", "injection", "mdc"];
+const NO_AGENT_WORDS: &[&str] = &["pre", "without", "wo", "non", "no", "native", "nativ", "plain", "before", "ohne", "vor", "sans", "sin", "senza"];
 
 /// Words in lower case, broken at whatever is no letter or digit; `+C` is a word of its own.
 fn words_of(description: &str) -> Vec<String> {
-    let lower = description.to_lowercase().replace('+', " ").replace("t2*", "t2star");
+    let lower = description.to_lowercase().replace('+', " ").replace("t2*", "t2star").replace("w/o", "without");
     lower.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(Into::into).collect()
 }
 
@@ -189,49 +237,142 @@ pub fn choose(candidates: &[Candidate]) -> Choice {
 mod tests {
     use super::*;
 
-    fn mr(sequence: &str, tr: f64, te: f64, ti: Option<f64>, agent: bool, description: &str) -> MrAcquisition {
+    /// Scanning Sequence, repetition, echo and inversion time, agent.
+    fn made(sequence: &str, tr: f64, te: f64, ti: Option<f64>, agent: Option<bool>) -> MrAcquisition {
         MrAcquisition {
             scanning_sequence: sequence.into(),
             repetition_ms: Some(tr),
             echo_ms: Some(te),
             inversion_ms: ti,
             contrast_agent: agent,
-            description: description.into(),
             ..MrAcquisition::default()
         }
     }
 
+    fn described(mr: MrAcquisition, description: &str) -> MrAcquisition {
+        MrAcquisition { description: description.into(), ..mr }
+    }
+
+    fn of_kind(mr: MrAcquisition, image_type: &str) -> MrAcquisition {
+        MrAcquisition { image_type: image_type.into(), ..mr }
+    }
+
+    fn varied(mr: MrAcquisition, variant: &str) -> MrAcquisition {
+        MrAcquisition { sequence_variant: variant.into(), ..mr }
+    }
+
+    /// As scanners write them, and what they are.
+    fn told_by_tags() -> Vec<(Option<Contrast>, MrAcquisition)> {
+        use Contrast::{Flair, T1, T1c, T2};
+        const NO: Option<bool> = Some(false);
+        const YES: Option<bool> = Some(true);
+        vec![
+            // Spin echo, turbo spin echo and its volumes.
+            (Some(T1), made("SE", 550.0, 14.0, None, NO)),
+            (Some(T1c), made("SE", 600.0, 10.0, None, YES)),
+            (Some(T1), made("SE", 700.0, 28.0, None, NO)),
+            (Some(T2), made("SE", 4500.0, 100.0, None, NO)),
+            (Some(T2), made("SE", 4500.0, 100.0, None, YES)),
+            (Some(T2), made("SE", 3200.0, 408.0, None, NO)),
+            (Some(T2), made("RM", 2500.0, 80.0, None, NO)),
+            (Some(T2), made("SE", 1100.0, 92.0, None, NO)),
+            (None, made("SE", 3000.0, 20.0, None, NO)),
+            // Inversion recovery.
+            (Some(Flair), made("SE\\IR", 9000.0, 120.0, Some(2500.0), NO)),
+            (Some(Flair), made("SE\\IR", 5000.0, 395.0, Some(1800.0), YES)),
+            (Some(Flair), made("IR", 11_000.0, 125.0, Some(2800.0), NO)),
+            (Some(Flair), made("SE", 4800.0, 320.0, Some(1650.0), NO)),
+            (Some(Flair), made("IR", 10_000.0, 140.0, None, NO)),
+            (Some(Flair), made("RM", 6000.0, 117.0, Some(1850.0), NO)),
+            (Some(T1), made("SE\\IR", 2200.0, 12.0, Some(860.0), NO)),
+            (Some(T1c), made("SE\\IR", 2600.0, 24.0, Some(750.0), YES)),
+            (None, made("SE\\IR", 4000.0, 60.0, Some(160.0), NO)),
+            // Gradient echoes.
+            (Some(T1), varied(made("GR\\IR", 2300.0, 3.0, Some(900.0), NO), "SK\\SP\\MP")),
+            (Some(T1c), varied(made("GR\\IR", 1900.0, 2.5, Some(900.0), YES), "SK\\SP\\MP")),
+            (Some(T1), varied(made("GR", 8.2, 3.2, Some(450.0), NO), "SS\\SP\\SK")),
+            (Some(T1), varied(made("GR", 9.8, 4.6, None, NO), "MP")),
+            (Some(T1c), varied(made("GR", 250.0, 2.5, None, YES), "SP")),
+            (Some(T1), made("GR\\IR", 2500.0, 3.5, None, NO)),
+            (None, made("GR\\IR", 5000.0, 3.0, Some(2500.0), NO)),
+            (None, varied(made("GR", 5.6, 2.4, None, NO), "SS")),
+            (None, made("GR", 600.0, 20.0, None, NO)),
+            (None, made("GR", 28.0, 20.0, None, YES)),
+            (None, MrAcquisition { angiography: true, ..made("GR", 22.0, 3.7, None, NO) }),
+            // Echo-planar images, and what is computed.
+            (None, made("EP\\SE", 8000.0, 90.0, None, NO)),
+            (None, made("EP\\GR", 1500.0, 30.0, None, YES)),
+            (None, MrAcquisition { diffusion: true, ..made("SE", 5000.0, 80.0, None, NO) }),
+            (None, of_kind(made("SE", 5000.0, 80.0, None, NO), "DERIVED\\PRIMARY\\DIFFUSION\\ADC\\ND")),
+            (None, of_kind(made("SE", 600.0, 10.0, None, YES), "DERIVED\\SECONDARY\\M\\SUB")),
+            (None, of_kind(made("GR", 30.0, 5.0, None, NO), "DERIVED\\SECONDARY\\PROJECTION IMAGE")),
+            (Some(T1c), of_kind(made("GR\\IR", 1900.0, 2.5, Some(900.0), YES), "DERIVED\\SECONDARY\\MPR")),
+        ]
+    }
+
     #[test]
     fn tags_tell_the_contrasts_apart_whatever_the_description_says() {
-        use Contrast::{Flair, T1, T1c, T2};
-        for (want, made) in [
-            (T1, mr("SE", 550.0, 14.0, None, false, "AX")),
-            (T1, mr("GR\\IR", 2300.0, 3.0, Some(900.0), false, "MPRAGE")),
-            (T1, mr("GR", 8.2, 3.2, Some(450.0), false, "BRAVO")),
-            (T1, mr("SE\\IR", 2200.0, 12.0, Some(860.0), false, "AX T1 FLAIR")),
-            (T1c, mr("SE", 600.0, 10.0, None, true, "AX T2 misnamed")),
-            (T1c, mr("SE", 600.0, 10.0, None, false, "AX T1 +C")),
-            (T1c, mr("GR\\IR", 1900.0, 2.5, Some(900.0), true, "")),
-            (T2, mr("SE", 4500.0, 100.0, None, false, "AX FSE")),
-            (T2, mr("SE", 4500.0, 100.0, None, true, "AX T2 after contrast")),
-            (Flair, mr("SE\\IR", 9000.0, 120.0, Some(2500.0), false, "AX")),
-            (Flair, mr("IR", 10_000.0, 140.0, None, false, "")),
-        ] {
-            assert_eq!(contrast_of(&made), Ok(want), "{made:?}");
+        let lies = [
+            "", "AX T1", "AX T1 +C", "T1 POST GAD", "t1 pre contrast", "AX T2", "T2 FLAIR", "FLAIR dark fluid", "T2* GRE", "DWI b1000", "ADC",
+            "PERF DSC", "STIR", "PD", "localizer", "SCOUT", "SWI", "MIP", "MPRAGE", "t1ce", "scan 3", "\u{1F9E0}", "without", "KM nativ",
+        ];
+        for (want, tags) in told_by_tags() {
+            for lie in lies {
+                let lying = described(tags.clone(), lie);
+                assert_eq!(contrast_of(&lying).ok(), want, "{lying:?}");
+            }
         }
     }
 
     #[test]
-    fn what_is_none_of_the_four_is_said_to_be_none() {
-        for made in [
-            mr("EP", 8000.0, 90.0, None, false, "b1000"),
-            mr("GR", 600.0, 20.0, None, false, "AX T2*"),
-            mr("SE", 3000.0, 20.0, None, false, "double echo, first"),
-            mr("SE\\IR", 4000.0, 60.0, Some(160.0), false, "STIR"),
-            mr("GR", 25.0, 4.0, None, false, "3D TOF"),
-            MrAcquisition { description: "scan 3".into(), ..MrAcquisition::default() },
+    fn the_acquisition_contrast_of_an_enhanced_object_is_believed_before_its_times() {
+        let enhanced = |says: &str, ti, agent| MrAcquisition { acquisition_contrast: says.into(), ..made("", 8000.0, 90.0, ti, agent) };
+        for (want, tags) in [
+            (Some(Contrast::Flair), enhanced("FLUID_ATTENUATED", None, None)),
+            (Some(Contrast::T1), enhanced("T1", None, Some(false))),
+            (Some(Contrast::T1c), enhanced("T1", None, Some(true))),
+            (Some(Contrast::T2), enhanced("T2", None, None)),
+            // Philips calls its FLAIR T2-weighted, which it is.
+            (Some(Contrast::Flair), enhanced("T2", Some(2400.0), None)),
+            (Some(Contrast::T2), enhanced("UNKNOWN", None, None)),
+            (None, enhanced("PROTON_DENSITY", None, None)),
+            (None, enhanced("DIFFUSION", None, None)),
+            (None, enhanced("STIR", Some(200.0), None)),
         ] {
-            assert!(contrast_of(&made).is_err(), "{made:?}");
+            assert_eq!(contrast_of(&tags).ok(), want, "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn where_no_tag_says_whether_agent_was_given_the_description_does() {
+        for (want, description) in [
+            (Contrast::T1c, "AX T1 +C"),
+            (Contrast::T1c, "T1 SE post Gd"),
+            (Contrast::T1c, "t1_mprage_sag_C+"),
+            (Contrast::T1c, "T1 nach KM"),
+            (Contrast::T1, "AX T1"),
+            (Contrast::T1, ""),
+            (Contrast::T1, "T1 PRE CONTRAST"),
+            (Contrast::T1, "T1 w/o contrast"),
+            (Contrast::T1, "T1 nativ vor KM"),
+        ] {
+            let tags = described(made("SE", 600.0, 10.0, None, None), description);
+            assert_eq!(contrast_of(&tags), Ok(want), "{description}");
+        }
+        let denied = described(made("SE", 600.0, 10.0, None, Some(false)), "T1 post Gd");
+        assert_eq!(contrast_of(&denied), Ok(Contrast::T1), "the tag that denies it is believed");
+    }
+
+    #[test]
+    fn what_numbers_leave_open_the_description_closes() {
+        let volume = made("GR", 25.0, 4.0, None, Some(false));
+        assert_eq!(contrast_of(&described(volume.clone(), "AX 3D SPGR")), Ok(Contrast::T1));
+        assert!(contrast_of(&described(volume, "3D TOF MRA")).is_err());
+        let research = made("RM", 6000.0, 120.0, None, None);
+        assert_eq!(contrast_of(&described(research.clone(), "CUBE FLAIR")), Ok(Contrast::Flair));
+        assert_eq!(contrast_of(&described(research, "CUBE")), Ok(Contrast::T2));
+        for nothing in ["scan 3", "AX T2*", "T1 localizer", "ADC t2", "3D TOF T1"] {
+            assert!(contrast_of(&described(MrAcquisition::default(), nothing)).is_err(), "{nothing}");
         }
     }
 
