@@ -336,6 +336,41 @@ fn a_sender_that_stops_reading_ends_as_its_own_stream_and_holds_up_no_other() {
 }
 
 #[test]
+fn a_sender_that_stops_in_the_middle_of_a_frame_is_told_and_what_it_sent_before_is_reported() {
+    use std::io::{Read, Write};
+    let cine = Cine::new(CineOptions { frames: 4, ..CineOptions::default() });
+    let frames = frames(&cine);
+    let serving = Serving::start();
+    let mut other = serving.client();
+    other.push_frame(live_header(0), &frames[0]).unwrap();
+    serving.wait_for_frames(1);
+    let mut stuck = std::os::unix::net::UnixStream::connect(serving.socket()).unwrap();
+    let message = |header: &str, body: &[u8]| {
+        let lengths = [header.len() as u32, body.len() as u32].map(u32::to_le_bytes).concat();
+        [&lengths, header.as_bytes(), body].concat()
+    };
+    stuck.write_all(&message(r#"{"type":"hello","protocol":1,"client":"stuck"}"#, b"")).unwrap();
+    let header = r#"{"type":"frame","rows":256,"columns":256,"pixel":"gray8","time_us":1,"spacing_mm":[0.2,0.2]}"#;
+    let frame = message(header, &frames[0]);
+    stuck.write_all(&frame).unwrap();
+    serving.wait_for_frames(2);
+    stuck.write_all(&frame[..frame.len() / 2]).unwrap();
+    // The other goes on as if nothing were.
+    for (k, frame) in frames.iter().enumerate().skip(1) {
+        other.push_frame(live_header(k), frame).unwrap();
+        serving.wait_for_frames(k as u64 + 2);
+    }
+    let mut answers = Vec::new();
+    stuck.read_to_end(&mut answers).unwrap();
+    assert!(String::from_utf8_lossy(&answers).contains("too_slow"));
+    let report = serving.report(1);
+    assert_eq!((report.volume.as_ref().unwrap().shape[0], report.measurements["frames_analysed"].value), (1, 1.0));
+    other.released().unwrap();
+    let report = serving.report(2);
+    assert_eq!((report.status, report.measurements["frames_analysed"].value), (Status::Complete, 4.0));
+}
+
+#[test]
 fn a_black_stream_is_rejected_and_a_connection_without_frames_says_nothing() {
     let serving = Serving::start();
     let mut client = serving.client();

@@ -32,8 +32,8 @@ const STREAMS_MAX: usize = 2;
 /// Pixels of a live frame: a cart's whole screen. With [`STREAMS_MAX`] it bounds the memory.
 const PIXELS_MAX: usize = 1920 * 1080;
 
-/// Bytes that live streams hold at most, beside their networks: of each a frame in flight, one that waits, one being
-/// received, two of learning, and one as floats.
+/// Bytes that live streams hold at most, beside their networks and what the socket is receiving: of each a frame in flight, one that
+/// waits, one to use again, two of learning, and one as floats.
 pub const LIVE_BYTES: u64 = (STREAMS_MAX * PIXELS_MAX * 9) as u64;
 
 /// Latencies that p50 and p99 are of: two minutes at thirty frames a second.

@@ -35,7 +35,7 @@ use crate::infer::package::{Models, PackageError, Trust};
 use crate::ingest::Intake;
 use crate::ingest::dicom::{DicomConfig, DicomServer, DicomServerError};
 use crate::ingest::inbox::{InboxConfig, InboxError, InboxWatcher};
-use crate::ingest::socket::{Services, SocketConfig, SocketError, SocketServer};
+use crate::ingest::socket::{LIVE_RECEIVING_BYTES, Services, SocketConfig, SocketError, SocketServer};
 use crate::ingest::spool::{Spool, SpoolError, SpoolLimits};
 use crate::link::SerialPort;
 use crate::report::{Device, Report};
@@ -518,7 +518,7 @@ fn memory_plan(settings: &Settings, analyst: &Analyst) -> MemoryPlan {
     plan.add("networks", analyst.exams().network_bytes() as u64);
     plan.add("exam", EXAM_BYTES);
     if let Some(exam) = analyst.exams().ultrasound().filter(|_| settings.socket.path.is_some()) {
-        plan.add("live streams", LIVE_BYTES + 2 * exam.network_bytes() as u64);
+        plan.add("live streams", LIVE_BYTES + LIVE_RECEIVING_BYTES + 2 * exam.network_bytes() as u64);
     }
     plan
 }

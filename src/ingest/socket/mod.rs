@@ -15,7 +15,7 @@ use super::{IntakeError, SourceId};
 use crate::study::Uid;
 
 pub use client::{Client, ClientError, Hello, Pushed, push_files};
-pub use server::{Services, SocketConfig, SocketError, SocketServer};
+pub use server::{LIVE_RECEIVING_BYTES, Services, SocketConfig, SocketError, SocketServer};
 
 /// The version both sides must speak.
 pub const PROTOCOL: u32 = 1;

@@ -22,14 +22,8 @@ use crate::report::journal::{Journal, JournalError};
 /// How long a thread may sleep without looking whether it is to stop.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A peer in the middle of a frame that sends nothing for so long is gone.
-const STALL: Duration = Duration::from_secs(30);
-
-/// Above the time for [`STALL`], a frame must come this fast; a peer who drips bytes would hold the memory for ever.
+/// Above the time for [`SocketConfig::stall`], a frame must come this fast; a peer who drips bytes would hold the memory for ever.
 const BYTES_PER_SECOND_MIN: u64 = 100_000;
-
-/// A peer whose socket is full for so long is cut off; the journal keeps its reports.
-const WRITE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Reports under way to a named subscriber without an acknowledgement.
 const UNACKNOWLEDGED_MAX: usize = 16;
@@ -43,15 +37,34 @@ pub struct SocketConfig {
     pub connections_max: usize,
     /// The largest instance.
     pub instance_bytes_max: usize,
-    /// Bodies under way at one moment, over all connections; more wait for their turn.
+    /// Bodies under way at one moment, over all connections; more wait for their turn. Live images have [`LIVE_RECEIVING_BYTES`] of
+    /// their own.
     pub receiving_bytes_max: u64,
+    /// A peer in the middle of a frame that sends nothing for so long is gone.
+    pub stall: Duration,
+    /// The whole of a live image must come within so long: a later one is of no use to anybody.
+    pub live_patience: Duration,
+    /// A peer whose socket is full for so long is cut off; the journal keeps its reports.
+    pub write_patience: Duration,
 }
 
+/// Bytes of live images under way at one moment: two of the largest that streams may have, and one of the largest that is refused, so
+/// that neither a slow sender of instances nor a sender of nonsense makes a stream wait.
+pub const LIVE_RECEIVING_BYTES: u64 = 2 * FRAME_BYTES_MAX as u64;
+
 impl SocketConfig {
-    /// 16 connections, instances of 64 MiB, 64 MiB under way.
+    /// 16 connections, instances of 64 MiB, 64 MiB under way; 30 s of silence, 5 s for a live image, 20 s for a reader.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let bytes = 64 << 20;
-        Self { path: path.into(), connections_max: 16, instance_bytes_max: bytes, receiving_bytes_max: bytes as u64 }
+        Self {
+            path: path.into(),
+            connections_max: 16,
+            instance_bytes_max: bytes,
+            receiving_bytes_max: bytes as u64,
+            stall: Duration::from_secs(30),
+            live_patience: Duration::from_secs(5),
+            write_patience: Duration::from_secs(20),
+        }
     }
 }
 
@@ -104,8 +117,15 @@ struct Shared {
     services: Services,
     stop: AtomicBool,
     connections: AtomicUsize,
-    receiving: Mutex<u64>,
+    receiving: Budget,
+    live: Budget,
+}
+
+/// Bytes of bodies under way, and at most how many.
+struct Budget {
+    taken: Mutex<u64>,
     room: Condvar,
+    bytes_max: u64,
 }
 
 impl SocketServer {
@@ -123,12 +143,12 @@ impl SocketServer {
         let metadata = fs::symlink_metadata(&config.path).map_err(found("look at it"))?;
         let start_thread = found("start a thread for it");
         let shared = Arc::new(Shared {
-            config,
-            services,
             stop: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
-            receiving: Mutex::new(0),
-            room: Condvar::new(),
+            receiving: Budget::new(config.receiving_bytes_max),
+            live: Budget::new(LIVE_RECEIVING_BYTES),
+            config,
+            services,
         });
         let mine = Arc::clone(&shared);
         let builder = std::thread::Builder::new().name("scanside-socket".into());
@@ -145,7 +165,8 @@ impl SocketServer {
 impl Drop for SocketServer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.room.notify_all();
+        self.shared.receiving.room.notify_all();
+        self.shared.live.room.notify_all();
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
@@ -209,7 +230,7 @@ impl Shared {
         let prepared = stream
             .set_nonblocking(false)
             .and_then(|()| stream.set_read_timeout(Some(LOOK)))
-            .and_then(|()| stream.set_write_timeout(Some(WRITE_PATIENCE)));
+            .and_then(|()| stream.set_write_timeout(Some(self.config.write_patience)));
         if let Err(error) = prepared {
             return log::warn!("local socket: {who}: {error}");
         }
@@ -230,19 +251,25 @@ impl Shared {
             log::error!("local socket: cannot start a thread: {error}");
         }
     }
+}
+
+impl Budget {
+    fn new(bytes_max: u64) -> Self {
+        Self { taken: Mutex::new(0), room: Condvar::new(), bytes_max }
+    }
 
     /// Waits until `bytes` fit into what may be under way.
-    fn reserve(self: &Arc<Self>, bytes: u64) -> io::Result<Reserved> {
-        let mut receiving = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
+    fn reserve(&self, bytes: u64, stopping: impl Fn() -> bool) -> io::Result<Reserved<'_>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         // One body larger than everything allowed still passes, alone.
-        while *receiving > 0 && *receiving + bytes > self.config.receiving_bytes_max {
-            if self.stopping() {
+        while *taken > 0 && *taken + bytes > self.bytes_max {
+            if stopping() {
                 return Err(closing());
             }
-            receiving = self.room.wait_timeout(receiving, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            taken = self.room.wait_timeout(taken, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
-        *receiving += bytes;
-        Ok(Reserved { shared: Arc::clone(self), bytes })
+        *taken += bytes;
+        Ok(Reserved { budget: self, bytes })
     }
 }
 
@@ -255,16 +282,22 @@ impl Drop for Leaving {
     }
 }
 
-struct Reserved {
-    shared: Arc<Shared>,
+struct Reserved<'a> {
+    budget: &'a Budget,
     bytes: u64,
 }
 
-impl Drop for Reserved {
+impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        *self.shared.receiving.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
-        self.shared.room.notify_all();
+        *self.budget.taken.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+        self.budget.room.notify_all();
     }
+}
+
+/// The body of a request, and its room.
+struct Body<'a> {
+    bytes: Vec<u8>,
+    _room: Reserved<'a>,
 }
 
 /// Reads a stream with a short timeout until the bytes are there, the time is up, or the service stops.
@@ -285,7 +318,7 @@ impl Read for Patient<'_> {
             match self.stream.read(buffer) {
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => {
                     let now = Instant::now();
-                    if self.deadline.is_some_and(|d| now > d || now - self.silent_since > STALL) {
+                    if self.deadline.is_some_and(|d| now > d || now - self.silent_since > self.shared.config.stall) {
                         return Err(io::Error::new(io::ErrorKind::TimedOut, "the frame did not come to its end in time"));
                     }
                 }
@@ -357,6 +390,9 @@ impl Connection {
                     if error.kind() != io::ErrorKind::UnexpectedEof {
                         log::warn!("local socket: {}: {error}", self.who);
                     }
+                    if error.kind() == io::ErrorKind::TimedOut {
+                        let _ = self.reply(&Reply::Error { code: "too_slow".into(), text: error.to_string() }, &[]);
+                    }
                     break;
                 }
                 Err(error) => {
@@ -386,24 +422,29 @@ impl Connection {
 
     /// Reads one request and answers it.
     fn turn(&mut self) -> Result<Turn, FrameError> {
-        let mut from = Patient { stream: &self.stream, shared: &self.shared, deadline: None, silent_since: Instant::now() };
+        let (stream, shared) = (Arc::clone(&self.stream), Arc::clone(&self.shared));
+        let mut from = Patient { stream: &stream, shared: &shared, deadline: None, silent_since: Instant::now() };
         let mut prefix = [0; 8];
         from.read_exact(&mut prefix[..1])?;
-        from.deadline = Some(Instant::now() + STALL);
+        from.deadline = Some(Instant::now() + shared.config.stall);
         from.read_exact(&mut prefix[1..])?;
-        let body_bytes_max = self.shared.config.instance_bytes_max.max(FRAME_BYTES_MAX);
+        let body_bytes_max = shared.config.instance_bytes_max.max(FRAME_BYTES_MAX);
         let (header, body) = lengths(prefix, body_bytes_max)?;
         let request: Request = serde_json::from_slice(&read_bytes(&mut from, header)?)?;
-        let reserved = self.shared.reserve(body as u64)?;
-        from.deadline = Some(Instant::now() + STALL + Duration::from_secs(body as u64 / BYTES_PER_SECOND_MIN));
+        let live = matches!(request, Request::Frame(_)) && body <= FRAME_BYTES_MAX;
+        let budget = if live { &shared.live } else { &shared.receiving };
+        let room = budget.reserve(body as u64, || shared.stopping())?;
+        let patience = match live {
+            true => shared.config.live_patience,
+            false => shared.config.stall + Duration::from_secs(body as u64 / BYTES_PER_SECOND_MIN),
+        };
         from.silent_since = Instant::now();
-        let body = read_bytes(&mut from, body)?;
-        let turn = self.answer(request, &body)?;
-        drop(reserved);
-        Ok(turn)
+        from.deadline = Some(from.silent_since + patience);
+        let body = Body { bytes: read_bytes(&mut from, body)?, _room: room };
+        Ok(self.answer(request, body)?)
     }
 
-    fn answer(&mut self, request: Request, body: &[u8]) -> io::Result<Turn> {
+    fn answer(&mut self, request: Request, body: Body<'_>) -> io::Result<Turn> {
         let reply = match request {
             Request::Hello { protocol, .. } if protocol != PROTOCOL => {
                 let text = format!("this service speaks protocol {PROTOCOL}, not {protocol}");
@@ -422,7 +463,7 @@ impl Connection {
                 return Ok(Turn::Close);
             }
             Request::Instance { sop_instance_uid } => {
-                let received = Received { source: self.source, sop_instance: sop_instance_uid.as_ref(), file: body };
+                let received = Received { source: self.source, sop_instance: sop_instance_uid.as_ref(), file: &body.bytes };
                 self.open_work = true;
                 match self.shared.services.intake.store(received) {
                     Ok(stored) => Reply::Stored { new: stored == Stored::New },
@@ -431,12 +472,12 @@ impl Connection {
             }
             Request::Frame(header) => match &self.shared.services.frames {
                 None => refused("no_frames", "this service takes no raw frames", false),
-                Some(_) if header.body_bytes() != Some(body.len()) => {
+                Some(_) if header.body_bytes() != Some(body.bytes.len()) => {
                     refused("malformed", "size, spacing and number of bytes of the frame do not go together", false)
                 }
                 Some(sink) => {
                     self.frames = true;
-                    match sink.frame(self.source, RawFrame { header, pixels: body }) {
+                    match sink.frame(self.source, RawFrame { header, pixels: &body.bytes }) {
                         Ok(()) => Reply::Taken,
                         Err(error) => refuse(&error),
                     }
@@ -465,6 +506,8 @@ impl Connection {
                 return self.reply(&Reply::Status, &status).map(|()| Turn::GoOn);
             }
         };
+        // Whoever does not read his answer holds no room that others wait for.
+        drop(body);
         self.reply(&reply, &[]).map(|()| Turn::GoOn)
     }
 

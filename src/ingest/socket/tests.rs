@@ -94,7 +94,14 @@ impl Served {
             status: Arc::new(|| serde_json::json!({"uptime_s": 7})),
             device_name: "box".into(),
         };
-        SocketServer::start(SocketConfig { connections_max: 3, ..SocketConfig::new(self.path()) }, services)
+        let config = SocketConfig {
+            connections_max: 3,
+            stall: Duration::from_secs(3),
+            live_patience: Duration::from_millis(600),
+            write_patience: Duration::from_secs(1),
+            ..SocketConfig::new(self.path())
+        };
+        SocketServer::start(config, services)
     }
 
     fn client(&self) -> Client {
@@ -352,4 +359,64 @@ fn hostile_bytes_get_an_answer_and_do_no_harm() {
     }
     assert_eq!(served.client().status().unwrap()["uptime_s"], 7);
     assert!(served.diary.0.lock().unwrap().iter().all(|line| line != "stored 0"));
+}
+
+/// The header of a live image of 4 x 5 pixels.
+const SMALL: &str = r#"{"type":"frame","rows":4,"columns":5,"pixel":"gray8","time_us":1}"#;
+
+#[test]
+fn a_sender_that_stops_in_the_middle_of_an_image_is_told_so_and_its_stream_ends() {
+    let served = Served::start();
+    let mut stream = UnixStream::connect(served.path()).unwrap();
+    let whole = frame(SMALL, &[7; 20]);
+    stream.write_all(&frame(r#"{"type":"hello","protocol":1,"client":"x"}"#, b"")).unwrap();
+    stream.write_all(&whole).unwrap();
+    stream.write_all(&whole[..whole.len() - 3]).unwrap();
+    // Nothing more, and the connection stays open.
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).unwrap();
+    let answers = String::from_utf8_lossy(&answers);
+    assert!(answers.contains("taken") && answers.contains("too_slow"), "{answers}");
+    served.diary.wait_for("finished");
+    assert_eq!(*served.diary.0.lock().unwrap(), ["frame 4x5 20", "finished"]);
+}
+
+#[test]
+fn a_stream_does_not_wait_for_one_who_holds_the_room_of_instances() {
+    let served = Served::start();
+    let mut slow = UnixStream::connect(served.path()).unwrap();
+    slow.write_all(&frame(r#"{"type":"hello","protocol":1,"client":"slow"}"#, b"")).unwrap();
+    // All that may be under way, announced and not sent.
+    let mut announced = frame(r#"{"type":"instance"}"#, b"");
+    announced[4..8].copy_from_slice(&(64u32 << 20).to_le_bytes());
+    slow.write_all(&announced).unwrap();
+    slow.write_all(&[0; 1000]).unwrap();
+    // His hello is answered; then he is silent for as long as he may be.
+    let mut client = served.client();
+    let header = FrameHeader { rows: 4, columns: 5, pixel: Pixel::Gray8, time_us: 1, spacing_mm: None, region: None };
+    for _ in 0..50 {
+        client.push_frame(header, &[1; 20]).unwrap();
+    }
+    // An instance has to wait until he is cut off, and is stored then.
+    assert_eq!(client.push(&[7; 3000], None).unwrap(), Stored::New);
+    let mut answers = Vec::new();
+    slow.read_to_end(&mut answers).unwrap();
+    assert!(String::from_utf8_lossy(&answers).contains("too_slow"));
+    let diary = served.diary.0.lock().unwrap();
+    assert_eq!((diary.len(), diary.last().unwrap().as_str()), (51, "stored 3000"), "what was cut off is stored nowhere: {diary:?}");
+}
+
+#[test]
+fn one_who_reads_no_answer_is_cut_off_and_keeps_no_room() {
+    let served = Served::start();
+    let mut deaf = UnixStream::connect(served.path()).unwrap();
+    deaf.write_all(&frame(r#"{"type":"hello","protocol":1,"client":"deaf"}"#, b"")).unwrap();
+    let message = frame(r#"{"type":"instance"}"#, &[7; 3000]);
+    // Until his own buffer is full because the service has stopped reading, or until he is cut off.
+    deaf.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+    let cut = (0..100_000).any(|_| deaf.write_all(&message).is_err());
+    assert!(cut, "the answers of 100,000 requests fit into no buffer");
+    served.diary.wait_for("lost");
+    let mut client = served.client();
+    assert_eq!(client.push(&[8; 4000], None).unwrap(), Stored::New);
 }
