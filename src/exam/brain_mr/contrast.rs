@@ -61,6 +61,8 @@ const INVERSION_OF_FLUID: f64 = 1200.0;
 const INVERSION_OF_T1: f64 = 1500.0;
 /// Fat is nulled at 120 to 250.
 const INVERSION_OF_FAT: f64 = 300.0;
+/// Fluid cannot be nulled at shorter repetitions.
+const REPETITION_OF_FLUID: f64 = 4000.0;
 /// Gradient echoes repeated as fast as this may be a T1-weighted volume or show flowing blood; the numbers alone do not tell.
 const REPETITION_OF_FLOW: f64 = 60.0;
 
@@ -137,8 +139,8 @@ pub fn contrast_of(mr: &MrAcquisition) -> Result<Contrast, NotAContrast> {
             Some(inversion) if inversion < INVERSION_OF_FAT => Err(NotAContrast("short inversion times suppress fat")),
             Some(inversion) if inversion < INVERSION_OF_T1 && echo <= ECHO_SHORT => Ok(t1()),
             // Inversion recovery without its time: a long repetition with a long echo is how fluid is suppressed.
-            None if has("IR") && echo >= ECHO_LONG && repetition >= 4000.0 => Ok(Contrast::Flair),
-            None if unnamed && echo >= ECHO_LONG && repetition >= REPETITION_LONG && says(FLAIR_WORDS) => Ok(Contrast::Flair),
+            None if has("IR") && echo >= ECHO_LONG && repetition >= REPETITION_OF_FLUID => Ok(Contrast::Flair),
+            None if unnamed && echo >= ECHO_LONG && repetition >= REPETITION_OF_FLUID && says(FLAIR_WORDS) => Ok(Contrast::Flair),
             None if !has("IR") && echo >= ECHO_LONG && repetition >= REPETITION_SINGLE_SHOT => Ok(Contrast::T2),
             None if echo <= ECHO_SHORT && repetition < REPETITION_LONG => Ok(t1()),
             // Gradient echoes prepared by inversion count the repetition from one inversion to the next.

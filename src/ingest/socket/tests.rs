@@ -70,14 +70,19 @@ struct Served {
     folder: tempfile::TempDir,
     diary: Arc<Diary>,
     journal: Arc<Journal>,
+    write_patience: Duration,
     server: Option<SocketServer>,
 }
 
 impl Served {
     fn start() -> Self {
+        Self::with_write_patience(Duration::from_secs(20))
+    }
+
+    fn with_write_patience(write_patience: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let journal = Arc::new(Journal::open(folder.path(), Limits::default()).unwrap().0);
-        let mut out = Self { folder, diary: Arc::default(), journal, server: None };
+        let mut out = Self { folder, diary: Arc::default(), journal, write_patience, server: None };
         out.server = Some(out.serve().unwrap());
         out
     }
@@ -98,7 +103,7 @@ impl Served {
             connections_max: 3,
             stall: Duration::from_secs(3),
             live_patience: Duration::from_millis(600),
-            write_patience: Duration::from_secs(1),
+            write_patience: self.write_patience,
             ..SocketConfig::new(self.path())
         };
         SocketServer::start(config, services)
@@ -408,7 +413,7 @@ fn a_stream_does_not_wait_for_one_who_holds_the_room_of_instances() {
 
 #[test]
 fn one_who_reads_no_answer_is_cut_off_and_keeps_no_room() {
-    let served = Served::start();
+    let served = Served::with_write_patience(Duration::from_secs(1));
     let mut deaf = UnixStream::connect(served.path()).unwrap();
     deaf.write_all(&frame(r#"{"type":"hello","protocol":1,"client":"deaf"}"#, b"")).unwrap();
     let message = frame(r#"{"type":"instance"}"#, &[7; 3000]);
