@@ -8,6 +8,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::conv::RowJob;
+use super::graph::Quant;
 
 pub(super) fn has_sdot() -> bool {
     std::arch::is_aarch64_feature_detected!("dotprod")
@@ -359,6 +360,66 @@ unsafe fn tile_neon<const T: usize, const V: usize, const G: usize>(job: &RowJob
             let whole: [int32x4_t; V] = std::array::from_fn(|v| vaddq_s32(bias[v], vpaddq_s32(sums[v][0], sums[v][1])));
             finish(job, ends, first + t, &whole);
         }
+    }
+}
+
+/// Floats of four channels, four pixels at a time, to bytes side by side; gives the number of pixels done. What is not a
+/// number becomes the lowest byte.
+///
+/// # Safety
+/// `pixels` floats at each of `channels`, and room for four bytes at each pixel of `out`, `stride` bytes apart.
+pub(super) unsafe fn quantize_four(channels: [*const f32; 4], pixels: usize, quant: Quant, out: *mut u8, stride: usize) -> usize {
+    // SAFETY: NEON is always there; the caller's promise.
+    unsafe {
+        let scale = vdupq_n_f32(quant.scale);
+        let (low, zero) = (vdupq_n_f32(-f32::from(quant.zero)), vdupq_n_s16(i16::from(quant.zero)));
+        let turn = vld1q_u8([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15].as_ptr());
+        let done = pixels & !3;
+        let mut out = out;
+        for first in (0..done).step_by(4) {
+            // Above, narrowing saturates.
+            let whole = |c: usize| vcvtnq_s32_f32(vmaxnmq_f32(vdivq_f32(vld1q_f32(channels[c].add(first)), scale), low));
+            let eight = |c: usize| vqaddq_s16(vqmovn_high_s32(vqmovn_s32(whole(c)), whole(c + 1)), zero);
+            let words = vreinterpretq_u32_u8(vqtbl1q_u8(vqmovun_high_s16(vqmovun_s16(eight(0)), eight(2)), turn));
+            vst1q_lane_u32::<0>(out.cast(), words);
+            vst1q_lane_u32::<1>(out.add(stride).cast(), words);
+            vst1q_lane_u32::<2>(out.add(2 * stride).cast(), words);
+            vst1q_lane_u32::<3>(out.add(3 * stride).cast(), words);
+            out = out.wrapping_add(4 * stride);
+        }
+        done
+    }
+}
+
+/// Bytes of four channels that lie side by side, four pixels at a time, to the floats they mean; gives the number of pixels
+/// done.
+///
+/// # Safety
+/// Four bytes at each of `pixels` pixels of `from`, `stride` bytes apart, and room for as many floats at each of `channels`.
+pub(super) unsafe fn dequantize_four(from: *const u8, stride: usize, pixels: usize, quant: Quant, channels: [*mut f32; 4]) -> usize {
+    const NONE: u8 = 255;
+    // SAFETY: NEON is always there; the caller's promise.
+    unsafe {
+        let (zero, scale) = (vdupq_n_s32(i32::from(quant.zero)), vdupq_n_f32(quant.scale));
+        // Of each pixel the byte of one channel, as a word.
+        let pick: [uint8x16_t; 4] = std::array::from_fn(|c| {
+            let byte = |n: usize| if n.is_multiple_of(4) { (n + c) as u8 } else { NONE };
+            vld1q_u8(std::array::from_fn::<u8, 16, _>(byte).as_ptr())
+        });
+        let done = pixels & !3;
+        let mut from = from;
+        for first in (0..done).step_by(4) {
+            let words = vld1q_lane_u32::<0>(from.cast(), vdupq_n_u32(0));
+            let words = vld1q_lane_u32::<1>(from.add(stride).cast(), words);
+            let words = vld1q_lane_u32::<2>(from.add(2 * stride).cast(), words);
+            let words = vld1q_lane_u32::<3>(from.add(3 * stride).cast(), words);
+            for (channel, pick) in channels.iter().zip(pick) {
+                let bytes = vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(words), pick));
+                vst1q_f32(channel.add(first), vmulq_f32(vcvtq_f32_s32(vsubq_s32(bytes, zero)), scale));
+            }
+            from = from.wrapping_add(4 * stride);
+        }
+        done
     }
 }
 

@@ -263,7 +263,7 @@ impl Simple {
                 match &self.work {
                     Work::Quantize { input, quant } => {
                         let words = std::slice::from_raw_parts_mut(memory.scratch(thread).cast(), w);
-                        quantize(edge.inputs[*input], self.shape, row, *quant, words, out());
+                        quantize(edge.inputs[*input], self.shape, row, *quant, self.kernel, words, out());
                     }
                     Work::MaxPool { from, input, window } => {
                         let scratch = std::slice::from_raw_parts_mut(memory.scratch(thread), input.w * input.c);
@@ -315,7 +315,7 @@ impl Simple {
                         let at = row * w;
                         let from = &tensor(*from, self.shape.bytes())[at * c..][..w * c];
                         let words = std::slice::from_raw_parts_mut(memory.scratch(thread).cast(), w);
-                        dequantize(from, meaning, words, edge.outputs[*output].add(at), self.shape.voxels(), c);
+                        dequantize(from, meaning, self.kernel, words, edge.outputs[*output].add(at), self.shape.voxels(), c);
                     }
                 }
             }
@@ -334,7 +334,7 @@ unsafe impl Sync for Edge<'_> {}
 
 /// Floats of a row to bytes. Four channels make one word of each pixel: the bytes of one channel lie apart.
 #[inline(always)]
-fn quantize(input: &[f32], shape: Shape, row: usize, quant: Quant, words: &mut [u32], out: &mut [u8]) {
+fn quantize(input: &[f32], shape: Shape, row: usize, quant: Quant, kernel: Kernel, words: &mut [u32], out: &mut [u8]) {
     let zero = f32::from(quant.zero);
     let (low, high) = (-zero, 255.0 - zero);
     let byte = |real: f32| (whole((real / quant.scale).max(low).min(high)) + i32::from(quant.zero)) as u32;
@@ -344,11 +344,13 @@ fn quantize(input: &[f32], shape: Shape, row: usize, quant: Quant, words: &mut [
     }
     for first in (0..shape.c).step_by(4) {
         let lanes = (shape.c - first).min(4);
+        let done = quantized(kernel, lanes, shape.w, |lane| channel(first + lane), quant, &mut out[first..], shape.c);
+        let words = &mut words[done..];
         words.fill(0);
         for lane in 0..lanes {
-            words.iter_mut().zip(channel(first + lane)).for_each(|(word, real)| *word |= byte(*real) << (8 * lane));
+            words.iter_mut().zip(&channel(first + lane)[done..]).for_each(|(word, real)| *word |= byte(*real) << (8 * lane));
         }
-        for (pixel, word) in out.chunks_exact_mut(shape.c).zip(&*words) {
+        for (pixel, word) in out.chunks_exact_mut(shape.c).skip(done).zip(&*words) {
             let bytes = word.to_le_bytes();
             match pixel[first..].first_chunk_mut::<4>() {
                 Some(whole) => *whole = bytes,
@@ -356,6 +358,28 @@ fn quantize(input: &[f32], shape: Shape, row: usize, quant: Quant, words: &mut [
             }
         }
     }
+}
+
+/// Four channels on the processor's own instructions, where that is worth it; gives the number of pixels done.
+#[inline(always)]
+fn quantized<'a>(
+    kernel: Kernel,
+    lanes: usize,
+    pixels: usize,
+    channel: impl Fn(usize) -> &'a [f32],
+    quant: Quant,
+    out: &mut [u8],
+    stride: usize,
+) -> usize {
+    #[cfg(target_arch = "aarch64")]
+    if lanes == 4 && kernel != Kernel::Portable {
+        let channels = std::array::from_fn(|lane| channel(lane)[..pixels].as_ptr());
+        assert!(out.len() + stride >= pixels * stride + lanes, "room for each pixel");
+        // SAFETY: the lengths were just checked.
+        return unsafe { super::aarch64::quantize_four(channels, pixels, quant, out.as_mut_ptr(), stride) };
+    }
+    let _ = (kernel, lanes, pixels, channel, quant, out, stride);
+    0
 }
 
 #[inline(always)]
@@ -567,7 +591,15 @@ fn whole_of(pixel: &[u8], table: &[f32; 256]) -> (u8, f32) {
 /// # Safety
 /// `out` is the place of this row in an output of `c` times `voxels` floats, and nobody else writes there.
 #[inline(always)]
-unsafe fn dequantize(from: &[u8], meaning: &Meaning, words: &mut [u32], out: *mut f32, voxels: usize, c: usize) {
+unsafe fn dequantize(
+    from: &[u8],
+    meaning: &Meaning,
+    kernel: Kernel,
+    words: &mut [u32],
+    out: *mut f32,
+    voxels: usize,
+    c: usize,
+) {
     if let Meaning::Softmax(table) = meaning {
         for (column, pixel) in from.chunks_exact(c).enumerate() {
             let (largest, sum) = whole_of(pixel, table);
@@ -581,7 +613,13 @@ unsafe fn dequantize(from: &[u8], meaning: &Meaning, words: &mut [u32], out: *mu
     }
     for first in (0..c).step_by(4) {
         let lanes = (c - first).min(4);
-        for (word, pixel) in words.iter_mut().zip(from.chunks_exact(c)) {
+        // SAFETY: the caller's promise.
+        let (done, out) = unsafe {
+            let done = dequantized(kernel, meaning, lanes, &from[first..], words.len(), c, out.add(first * voxels), voxels);
+            (done, out.add(done))
+        };
+        let words = &mut words[done..];
+        for (word, pixel) in words.iter_mut().zip(from.chunks_exact(c).skip(done)) {
             *word = match pixel[first..].first_chunk::<4>() {
                 Some(whole) => u32::from_le_bytes(*whole),
                 None => pixel[first..].iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte)),
@@ -602,4 +640,33 @@ unsafe fn dequantize(from: &[u8], meaning: &Meaning, words: &mut [u32], out: *mu
             }
         }
     }
+}
+
+/// As [`quantized`], the other way.
+///
+/// # Safety
+/// Four channels of `pixels` floats at `out`, `voxels` apart.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn dequantized(
+    kernel: Kernel,
+    meaning: &Meaning,
+    lanes: usize,
+    from: &[u8],
+    pixels: usize,
+    stride: usize,
+    out: *mut f32,
+    voxels: usize,
+) -> usize {
+    #[cfg(target_arch = "aarch64")]
+    if let (4, Meaning::Linear(quant), true) = (lanes, meaning, kernel != Kernel::Portable) {
+        assert!(from.len() + stride >= pixels * stride + lanes, "all bytes of each pixel");
+        // SAFETY: the bytes were just counted, the floats are the caller's promise.
+        return unsafe {
+            let channels = std::array::from_fn(|lane| out.add(lane * voxels));
+            super::aarch64::dequantize_four(from.as_ptr(), stride, pixels, *quant, channels)
+        };
+    }
+    let _ = (kernel, meaning, lanes, from, pixels, stride, out, voxels);
+    0
 }
