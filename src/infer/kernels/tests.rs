@@ -496,16 +496,22 @@ fn sums_products_and_means_round_as_their_formulas_say() {
 #[test]
 fn floats_become_the_nearest_bytes_and_anything_else_the_bounds() {
     let quant = Quant { scale: 0.25, zero: 100, signed: false };
-    let values = [0.0, 0.125, 0.375, -0.125, 1e30, -1e30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 38.75, 39.0, -25.0];
-    let shape = Shape { d: 1, h: 1, w: values.len(), c: 1 };
-    let mut build = Case::new();
-    build.graph.inputs.push(shape);
-    let view = build.graph.push("input", Kind::Quantize { input: 0 }, vec![], shape, quant);
-    build.output(&view);
-    for kernel in Kernel::available() {
-        let program = Program::plan(&build.graph, kernel);
-        let mut output = vec![0.0; values.len()];
-        program.run(&Pool::new(1), &mut program.memory(1).unwrap(), &[&values], &mut [&mut output]).unwrap();
-        assert_eq!(output, [100.0, 100.0, 102.0, 100.0, 255.0, 0.0, 255.0, 0.0, 0.0, 255.0, 255.0, 0.0], "{}", kernel.name());
+    let values = [0.0, 0.125, 0.375, -0.125, 1e30, -1e30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 38.75, 39.0, -25.0, 1.0];
+    let bytes = [100.0, 100.0, 102.0, 100.0, 255.0, 0.0, 255.0, 0.0, 0.0, 255.0, 255.0, 0.0, 104.0];
+    // Each channel begins elsewhere; four of them go together where a kernel has instructions for it.
+    for c in [1, 4, 7] {
+        let turned = |all: &[f32; 13]| -> Vec<f32> { (0..c * 13).map(|n| all[(n / 13 + n) % 13]).collect() };
+        let shape = Shape { d: 1, h: 1, w: values.len(), c };
+        let mut build = Case::new();
+        build.graph.inputs.push(shape);
+        let view = build.graph.push("input", Kind::Quantize { input: 0 }, vec![], shape, quant);
+        build.output(&view);
+        for kernel in Kernel::available() {
+            let program = Program::plan(&build.graph, kernel);
+            let mut output = vec![0.0; values.len() * c];
+            let run = program.run(&Pool::new(1), &mut program.memory(1).unwrap(), &[&turned(&values)], &mut [&mut output]);
+            run.unwrap();
+            assert_eq!(output, turned(&bytes), "{} on {c} channels", kernel.name());
+        }
     }
 }
