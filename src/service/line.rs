@@ -48,12 +48,15 @@ const RELEASED_MAX: usize = 64;
 /// How often the line looks at its clock when nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Judges the series of a study.
+pub type OfSeries = dyn Fn(&[&SeriesOutcome]) -> bool + Send;
+
 /// What the line has to know of exams that look at all series of a study together.
 pub struct Studies {
     /// Whether the series of a modality wait for the others of their study.
     pub gathers: Box<dyn Fn(Modality) -> bool + Send>,
     /// Whether there is nothing more that the exam could use.
-    pub whole: Box<dyn Fn(&[&SeriesOutcome]) -> bool + Send>,
+    pub whole: Box<OfSeries>,
 }
 
 /// The line's own state. One thread owns it.
