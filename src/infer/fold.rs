@@ -129,7 +129,8 @@ fn result_of(
     let all = inputs.iter().try_fold(1usize, |all, input| all.checked_mul(numbers(input).len().max(1)));
     let asked = || inputs.iter().flat_map(|input| numbers(input)).map(|value| value.abs().max(1.0)).product::<f64>();
     let sized = matches!(node.op_type.as_str(), "ConstantOfShape" | "Range" | "Expand");
-    if all.is_none_or(|all| all > WORK_MAX) || (sized && !(asked() <= FOLDED_MAX as f64)) {
+    let too_large = |asked: f64| asked.is_nan() || asked > FOLDED_MAX as f64;
+    if all.is_none_or(|all| all > WORK_MAX) || (sized && too_large(asked())) {
         return None;
     }
     guarded(|| compute(model, node, &inputs).map_err(|error| onnx::refuse(error.to_string())), EngineError::Load).ok()
