@@ -204,7 +204,7 @@ def package_brain(options):
                            if tumour else {}),
             "cost": {"macs_per_run": nets.macs(network.spec, shape[2:])},
             "provenance": provenance(f"python -m scanside_train.train_brain {name}, then package {name}", data=BRAIN_DATA),
-        })
+        }, not options.float)
 
 
 def main():

@@ -70,6 +70,7 @@ def main():
     parser.add_argument("--crop", type=int, default=160, help="side of the crops that the first four fifths learn from")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--float32", action="store_true", help="no bfloat16, for machines where it is slow")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
@@ -108,7 +109,9 @@ def main():
         if part < 0.8:  # crops are cheaper; the rest of the time, whole frames
             top, left = rng.integers(0, SIZE - options.crop + 1, 2)
             x, y = (v[:, :, top:top + options.crop, left:left + options.crop] for v in (x, y))
-        loss = loss_of(net(x.contiguous(memory_format=torch.channels_last)), y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
+            logits = net(x.contiguous(memory_format=torch.channels_last))
+        loss = loss_of(logits.float(), y)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)

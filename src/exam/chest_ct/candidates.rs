@@ -154,10 +154,11 @@ pub(super) fn find(
     for level in &levels {
         let mut slab = Array3::from_elem(level.slab_shape(), scales.fill.pad);
         for n in 0..level.slabs {
-            progress(Progress { stage: "detect", done, total });
+            let alive = || progress(Progress { stage: "detect", done, total });
+            alive();
             level.read(volume, pool, n, scales.fill, &mut slab)?;
             if let Some(detector) = &mut detector {
-                level.detect(detector, pool, lungs, &slab, n, &mut peaks)?;
+                level.detect(detector, pool, lungs, &slab, n, &mut peaks, &alive)?;
                 keep_highest(&mut peaks, |p| p.score);
             }
             level.blobs(pool, lungs, &slab, n, &mut spots)?;
@@ -233,6 +234,8 @@ impl Level {
         self.padded.mm([zyx[0] + start, zyx[1], zyx[2]])
     }
 
+    /// Peaks of the detector in slab `n`; `alive` is called at each patch.
+    #[allow(clippy::too_many_arguments)]
     fn detect(
         &self,
         detector: &mut Detector<'_>,
@@ -241,6 +244,7 @@ impl Level {
         slab: &Array3<f32>,
         n: usize,
         peaks: &mut Vec<Peak>,
+        alive: &dyn Fn(),
     ) -> Result<(), ExamError> {
         for (ty, tx) in (0..self.tiles[0]).flat_map(|ty| (0..self.tiles[1]).map(move |tx| (ty, tx))) {
             let core_at = [self.margin, self.margin + ty * self.core[1], self.margin + tx * self.core[2]];
@@ -249,6 +253,7 @@ impl Level {
             if !lungs.touches(low, high) {
                 continue;
             }
+            alive();
             let corner: [usize; 3] = std::array::from_fn(|a| core_at[a] - detector.halo[a]);
             let (heat, boxes) = detector.run(pool, slab.view(), corner)?;
             let first: [usize; 3] = std::array::from_fn(|a| detector.halo[a] / detector.stride[a]);
