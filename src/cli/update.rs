@@ -1,5 +1,6 @@
 //! `scanside update`: firmware and models in two slots, from a signed folder, and back again when they do no good.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
@@ -217,7 +218,7 @@ fn confirm(arguments: &Confirm) -> Result<(), Failure> {
         let socket = socket.ok_or_else(|| Failure::usage("no socket to ask the service on: --socket, or socket.path in --config"))?;
         wait_for_service(&socket, Duration::from_secs(arguments.wait_s))?;
         if !arguments.no_selftest {
-            selftest()?;
+            selftest(arguments.place.settings()?.models.path)?;
         }
     }
     let confirmation = slots.confirm().map_err(refused)?;
@@ -248,15 +249,13 @@ fn wait_for_service(socket: &Path, patience: Duration) -> Result<(), Failure> {
     }
 }
 
-/// In a process of its own, with the firmware that is to be confirmed.
-fn selftest() -> Result<(), Failure> {
+/// In a process of its own, with the firmware that is to be confirmed; with its own models, or else the box's.
+fn selftest(models: Option<PathBuf>) -> Result<(), Failure> {
     let own = std::env::current_exe().map_err(|e| Failure::impossible(format!("cannot find this program: {e}")))?;
-    let models = own.with_file_name(release::MODELS);
+    let models = Some(own.with_file_name(release::MODELS)).filter(|folder| folder.is_dir()).or(models);
     let mut selftest = Process::new(&own);
     selftest.arg("selftest").stdin(Stdio::null()).stdout(Stdio::null());
-    if models.is_dir() {
-        selftest.arg("--models").arg(models);
-    }
+    selftest.args(models.iter().flat_map(|folder| [OsStr::new("--models"), folder.as_os_str()]));
     let status = selftest.status().map_err(|e| Failure::impossible(format!("cannot run {}: {e}", own.display())))?;
     if status.success() { Ok(()) } else { Err(Failure::impossible(format!("the self-test failed ({status})"))) }
 }

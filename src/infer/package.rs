@@ -2,7 +2,7 @@
 //!
 //! `model.toml` says what goes in and what comes out, and pins every other file of the package by its SHA-256. So the
 //! digest of `model.toml` names the whole package, and an ed25519 signature over it (`model.sig`) signs the whole.
-//! The default packages are inside the binary; a folder given with `--models` overrides them name by name.
+//! The default packages are inside the binary, or beside it on a board; a folder given with `--models` overrides them name by name.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -139,10 +139,10 @@ pub fn cross(root: &Path, name: &str) -> Outcome {
     Ok(())
 }
 
-/// Builds the static, stripped binary for a target and tells where it is.
+/// Builds the static, stripped binary for a target, its packages beside it in the installed tree, and tells where it is.
 pub fn build(root: &Path, target: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let mut cargo = cargo(root, target)?;
-    cargo.args(["build", "--profile", "dist", "--package", "scanside", "--target", target]);
+    cargo.args(["build", "--profile", "dist", "--package", "scanside", "--no-default-features", "--target", target]);
     if !cargo.status()?.success() {
         return Err(format!("the build for {target} failed").into());
     }

@@ -16,6 +16,7 @@ use std::process::Command;
 use flate2::{Compression, write::GzEncoder};
 
 use crate::board::{self, Board, Host};
+use crate::dist::root::models;
 use crate::{Outcome, cross};
 
 /// Kernel, initramfs and what the disk holds may not come to more: what fits beside a second one on 128 MiB of flash.
@@ -300,6 +301,9 @@ fn make_root(
     fs::copy(&debian.busybox, tree.join("bin/busybox"))?;
     fs::copy(root.join("board/image/init"), tree.join("sbin/init"))?;
     fs::copy(binary, tree.join("usr/lib/scanside/scanside"))?;
+    for (name, folder) in models(root)? {
+        copy_folder(&folder, &tree.join("usr/lib/scanside/models").join(name))?;
+    }
     for program in ["bin/busybox", "sbin/init", "usr/lib/scanside/scanside"] {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(tree.join(program), fs::Permissions::from_mode(0o755))?;
@@ -314,6 +318,19 @@ fn make_root(
         loaded.extend(modules);
     }
     fs::write(tree.join("etc/scanside/scanside.toml"), board::configuration(board, Host::Image, signed_by)?)?;
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Outcome {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        if path.is_dir() {
+            copy_folder(&path, &to.join(name))?;
+        } else {
+            fs::copy(&path, to.join(name))?;
+        }
+    }
     Ok(())
 }
 

@@ -130,10 +130,10 @@ def means_of(dice):
     t1c[0], t1c[1], t1c[8] = 1, min(0.99, t1[1] * u(0.97, 1.06)), u(1.12, 2.3)
     t1c[6] *= u(0.95, 1.15)
     t1c[5] *= u(1.0, 1.5)
-    grey, bright = u(1.1, 1.7), u(1.35, 2.4)
+    grey, bright = u(1.1, 1.7), u(1.2, 2.4)
     bright = max(bright, grey * 1.08)
     t2 = [1, grey, max(grey * 1.4, u(1.9, 3.6)), u(0, 0.3), u(0.8, 3.0), u(0.4, 1.2), bright * u(0.9, 1.25), bright, u(1.1, 2.2), u(1.4, 3.2)]
-    grey, bright = u(1.03, 1.5), u(1.35, 2.6)
+    grey, bright = u(1.03, 1.5), u(1.2, 2.6)
     bright = max(bright, grey * 1.12)
     flair = [1, grey, u(0.08, 0.65), u(0, 0.2), u(0.6, 2.2), u(0.4, 1.1), bright * u(0.75, 1.12), bright, u(1.1, 2.3), u(0.3, 2.0)]
     return torch.tensor([t1, t1c, t2, flair])
@@ -250,7 +250,8 @@ def sample(maps, seed, shape=(64, 80, 64), spacing=2.5, tumours=None):
             rest, column = core - enhancing, 0
         grain = 1 + dice.uniform(0.0, 0.14) * dice.smooth(shape, spacing, 7, 1)[0] + dice.uniform(0, 0.08) * texture
         oedema_only = (oedema - core).clamp(min=0)
-        strength = dice.uniform(0.8, 1.0)
+        # Oedema is often a faint halo, and fades outwards.
+        strength = dice.uniform(0.6, 1.0) * (1 - dice.uniform(0, 0.6) * reach.clamp(0, 1) ** 2)
         keep = 1 - strength * oedema_only - rest - enhancing
         lesion = (parts[:, 1, None, None, None] * (strength * oedema_only) + parts[:, column, None, None, None] * rest
                   + parts[:, 2, None, None, None] * enhancing)

@@ -19,9 +19,11 @@ pub struct Models {
 
 impl Models {
     /// Packages of `dir` where it has them, of the binary otherwise. Those in the binary need no signature: whoever
-    /// trusts the binary trusts them.
+    /// trusts the binary trusts them. For a binary that was built without packages and told no folder, those of the folder
+    /// `models` beside it.
     pub fn new(dir: Option<PathBuf>, trust: Trust) -> Self {
-        Self { dir, trust }
+        let beside = || Some(std::env::current_exe().ok()?.parent()?.join("models"));
+        Self { dir: if EMBEDDED.is_empty() { dir.or_else(beside) } else { dir }, trust }
     }
 
     /// Name and origin (`built in` or the folder) of every package, sorted by name.

@@ -3,7 +3,7 @@
 
 mod archive;
 mod deb;
-mod root;
+pub mod root;
 mod sbom;
 #[cfg(test)]
 mod tests;
