@@ -1,5 +1,6 @@
 //! Where packages are kept: inside the binary, and in a folder of this box.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -64,13 +65,15 @@ impl Models {
         }
     }
 
-    /// Reads and checks a package by name, and makes its network.
+    /// Reads and checks a package by name, and makes its network. Of the package itself the manifest is kept: what was read from a
+    /// folder is given back.
     ///
     /// # Errors
     /// [`PackageError`].
     pub fn network(&self, name: &str) -> Result<(Package, Network), PackageError> {
-        let package = self.package(name)?;
+        let mut package = self.package(name)?;
         let network = package.network()?;
+        package.files.retain(|_, bytes| matches!(bytes, Cow::Borrowed(_)));
         Ok((package, network))
     }
 }
