@@ -8,10 +8,13 @@ use std::{env, fs, io};
 fn main() -> io::Result<()> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("models");
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=models");
     println!("cargo::rustc-env=SCANSIDE_TARGET={}", env::var("TARGET").expect("set by cargo"));
     let mut code = String::from("static EMBEDDED: Embedded = &[\n");
-    let packages = if env::var_os("CARGO_FEATURE_PACKAGES").is_some() { sorted(&root)? } else { Vec::new() };
+    let mut packages = Vec::new();
+    if env::var_os("CARGO_FEATURE_PACKAGES").is_some() {
+        println!("cargo::rerun-if-changed=models");
+        packages = sorted(&root)?;
+    }
     for package in packages {
         if !package.join("model.toml").is_file() {
             continue;

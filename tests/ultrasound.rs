@@ -52,7 +52,6 @@ fn analysed(files: &[Vec<u8>]) -> Report {
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn lesions_of_a_drawn_cine_are_found_once_each_with_their_size_in_millimetres() {
     let cine = Cine::new(CineOptions { frames: 60, ..CineOptions::default() });
     let report = analysed(&[cine.file(TransferSyntax::find(RLE).unwrap(), true).unwrap()]);
@@ -78,7 +77,6 @@ fn lesions_of_a_drawn_cine_are_found_once_each_with_their_size_in_millimetres() 
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn without_calibration_everything_is_in_pixels_and_says_so() {
     let cine = Cine::new(CineOptions { frames: 12, moving: false, ..CineOptions::default() });
     let file = |calibrated| cine.file(TransferSyntax::find(EXPLICIT_LITTLE).unwrap(), calibrated).unwrap();
@@ -94,7 +92,6 @@ fn without_calibration_everything_is_in_pixels_and_says_so() {
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn a_file_without_a_picture_is_rejected_and_a_still_image_is_read() {
     let cine = Cine::new(CineOptions { frames: 1, moving: false, ..CineOptions::default() });
     let syntax = TransferSyntax::find(EXPLICIT_LITTLE).unwrap();
@@ -145,7 +142,6 @@ fn identities(cine: &Cine, exam: &Ultrasound, pool: &Pool) -> (usize, usize) {
 
 /// One cine in the tests; `SCANSIDE_CINES=20` measures the figure the exam is held to.
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn a_lesion_keeps_its_identity_through_drift_rocking_and_dropout() {
     let cines = std::env::var("SCANSIDE_CINES").ok().and_then(|n| n.parse().ok()).unwrap_or(1u64);
     let (exam, pool) = (Ultrasound::load(&models()).unwrap(), Pool::new(1));
@@ -225,7 +221,6 @@ fn seen(report: &Report) -> Vec<Finding> {
 }
 
 #[test]
-#[ignore = "waits for a network that finds lesions: models/us-lesion/CARD.md"]
 fn a_cine_gives_the_same_findings_live_at_any_pace_as_from_its_file() {
     let cine = Cine::new(CineOptions { frames: 24, ..CineOptions::default() });
     let frames = frames(&cine);

@@ -53,9 +53,8 @@ impl ExamKind {
         }
     }
 
-    /// Whether it runs without being asked for. The ultrasound network finds nothing yet, and a report that says so of every
-    /// image would be taken for an answer; the brain exam makes the series of a study wait for each other. They run only where
-    /// somebody names them.
+    /// Whether it runs without being asked for. The ultrasound network has seen simulated frames alone; the brain exam makes the
+    /// series of a study wait for each other. They run only where somebody names them.
     pub fn runs_by_default(self) -> bool {
         self == Self::ChestCt
     }
