@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use crate::finding::{Finding, Measurement};
 use crate::imaging::components::ComponentError;
+use crate::imaging::morphology::MorphologyError;
 use crate::infer::engine::EngineError;
 use crate::infer::package::ModelId;
 use crate::pool::Fault;
@@ -41,6 +42,15 @@ impl From<ComponentError> for ExamError {
     fn from(error: ComponentError) -> Self {
         match error {
             ComponentError::Fault(fault) => fault.into(),
+            other => Fault(other.to_string()).into(),
+        }
+    }
+}
+
+impl From<MorphologyError> for ExamError {
+    fn from(error: MorphologyError) -> Self {
+        match error {
+            MorphologyError::Fault(fault) => fault.into(),
             other => Fault(other.to_string()).into(),
         }
     }

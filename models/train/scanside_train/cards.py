@@ -140,7 +140,8 @@ Focal lesions (nodules) in B-mode ultrasound, frame by frame. **Trained on simul
 
 ## The reference way to use it
 
-Pixels above 0 (probability 0.5) that touch by an edge are a candidate; its confidence is the mean probability over them. Those of at
+Pixels above 0 (probability 0.5), closed by a disc of 3 pixels, that touch by an edge are a candidate; its confidence is the mean
+probability over those above 0. Those of at
 least `pixels_min` pixels and `candidate_min` are lesions of the frame; `confidence_min` and `frames_min` hold for the mean and the number
 of its frames in a cine. `scanside_train/eval_us.py` measures it; the box's exam does the same and follows each lesion.
 

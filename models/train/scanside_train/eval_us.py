@@ -15,17 +15,22 @@ from scipy import ndimage
 from . import bmode, export, nets, train_us
 
 PIXELS_MIN = 16
+GAP_PIXELS = 3
 DIAMETER_MIN = 5.0
 
 
 def lesions_of(logits):
     """Candidates of a frame: (confidence, mask), the most certain first."""
-    labels, count = ndimage.label(logits > 0)
+    # A lesion that speckle has broken to pieces is one lesion.
+    j, i = np.mgrid[-GAP_PIXELS:GAP_PIXELS + 1, -GAP_PIXELS:GAP_PIXELS + 1]
+    shown = np.pad(logits > 0, GAP_PIXELS)
+    joined = ndimage.binary_closing(shown, i ** 2 + j ** 2 <= GAP_PIXELS ** 2)[(slice(GAP_PIXELS, -GAP_PIXELS),) * 2]
+    labels, count = ndimage.label(joined)
     found = []
     for n, box in enumerate(ndimage.find_objects(labels), 1):
         mask = labels == n
         if mask.sum() >= PIXELS_MIN:
-            found.append((float((1 / (1 + np.exp(-logits[mask]))).mean()), mask))
+            found.append((float((1 / (1 + np.exp(-logits[mask & (logits > 0)]))).mean()), mask))
     return sorted(found, key=lambda f: -f[0])
 
 

@@ -6,7 +6,7 @@ use super::prepare::{Thinned, grid_at, head_middle};
 use crate::exam::ExamError;
 use crate::geometry::Grid;
 use crate::imaging::components::{self, Connectivity};
-use crate::imaging::morphology::{self, Element, MorphologyError, Outside, Shape};
+use crate::imaging::morphology::{self, Element, Outside, Shape};
 use crate::imaging::resample::{self, Interpolation};
 use crate::infer::engine::Network;
 use crate::infer::manifest::Manifest;
@@ -71,10 +71,7 @@ pub(super) fn extracted(
     let grid = grid_at(spacing_mm, shape, first);
     let fine = resample::resample(sum.view(), &coarse.affine, &grid, Interpolation::Linear, -1.0, pool).map_err(super::of_resample)?;
     // Orbits and nerves hang on the brain by bridges that are thinner than any part of it.
-    let bridge = Element::in_mm(Shape::Ball, BRIDGE_MM, grid.spacing()).map_err(|error| match error {
-        MorphologyError::Fault(fault) => ExamError::Fault(fault),
-        other => ExamError::Fault(crate::pool::Fault(other.to_string())),
-    })?;
+    let bridge = Element::in_mm(Shape::Ball, BRIDGE_MM, grid.spacing())?;
     let mask = fine.mapv(|v| u8::from(v > 0.0));
     whole(morphology::open(mask.view(), &bridge, Outside::Neutral, pool)?, grid, pool)
 }

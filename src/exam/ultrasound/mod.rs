@@ -23,6 +23,7 @@ use super::registry::Work;
 use super::{Clock, ExamError, ExamOutcome, LabelMap, Progress, sigmoid};
 use crate::finding::{Finding, InPixels, Measurement, OverTime, Site};
 use crate::imaging::components::{Connectivity, label};
+use crate::imaging::morphology::{self, Element, Outside, Shape};
 use crate::infer::engine::{EngineError, Network, Session};
 use crate::infer::grid::{Filling, Line, Weights, resample_plane};
 use crate::infer::package::{ModelId, Models, Package, PackageError};
@@ -434,11 +435,17 @@ fn plane_to_unit(plane: &mut [f32]) {
     plane.iter_mut().for_each(|v| *v /= 255.0);
 }
 
+/// Pixels of the network's grid over which pieces are joined.
+const GAP_PIXELS: f64 = 3.0;
+
 /// Lesions of one frame, the most certain first, on the network's grid.
 fn detect(package: &Package, logits: &[f32], side: usize, pool: &Pool) -> Result<Vec<Detection>, ExamError> {
     let pixels_min = package.manifest.threshold("pixels_min", 16.0) as u64;
     let least = package.manifest.threshold("candidate_min", 0.5);
     let mask = Array3::from_shape_fn((1, side, side), |(_, j, i)| u8::from(logits[j * side + i] > 0.0));
+    // A lesion that speckle has broken to pieces is one lesion.
+    let gap = Element::new(Shape::Ball, [0.0, GAP_PIXELS, GAP_PIXELS])?;
+    let mask = morphology::close(mask.view(), &gap, Outside::Neutral, pool)?;
     let connectivity = Connectivity::from_neighbours(6).expect("a connectivity in three dimensions");
     let components = label(mask.view(), connectivity, pool)?;
     let components = components.retain(|c| c.voxels >= pixels_min);
@@ -451,13 +458,14 @@ fn detect(package: &Package, logits: &[f32], side: usize, pool: &Pool) -> Result
     for component in components.list() {
         let [_, top, left] = component.first;
         let [_, bottom, right] = component.last;
-        let mut sum = 0.0;
+        let (mut sum, mut pixels) = (0.0, 0);
         for j in top..=bottom {
-            for n in (j * side + left..=j * side + right).filter(|n| labels[*n] == component.label) {
+            for n in (j * side + left..=j * side + right).filter(|n| labels[*n] == component.label && logits[*n] > 0.0) {
                 sum += sigmoid(f64::from(logits[n]));
+                pixels += 1;
             }
         }
-        let confidence = sum / component.voxels as f64;
+        let confidence = sum / f64::from(pixels);
         if confidence < least {
             continue;
         }

@@ -121,6 +121,12 @@ impl Track {
         }
     }
 
+    /// Whether a place lies within it, where it is now.
+    fn covers(&self, place: [f64; 2]) -> bool {
+        let moved = |axis: usize| if self.is_visible() { 0.0 } else { self.expected[axis] - self.outline.centre[axis] };
+        self.outline.holds(place[0] - moved(0), place[1] - moved(1))
+    }
+
     /// What it costs to take this detection for this lesion; None when it cannot be.
     fn cost(&self, detection: &Detection, field: f64) -> Option<f64> {
         let (own, other) = (self.outline.area().max(1e-9), detection.outline.area().max(1e-9));
@@ -189,6 +195,10 @@ impl Tracker {
             }
         }
         for (detection, _) in detections.iter().zip(taken).filter(|(_, taken)| !taken) {
+            // What lies within a lesion that is followed already is a piece of it.
+            if self.active.iter().any(|track| track.covers(detection.outline.centre)) {
+                continue;
+            }
             self.active.push(Track::new(self.next, frame, detection));
             self.next += 1;
         }
@@ -310,6 +320,15 @@ mod tests {
         assert_eq!(assign(&[vec![None, None], vec![Some(0.2), None]], 2), [None, Some(0)]);
         assert_eq!(assign(&[], 2), Vec::<Option<usize>>::new());
         assert_eq!(assign(&[vec![], vec![]], 0), [None, None]);
+    }
+
+    #[test]
+    fn a_piece_of_a_lesion_is_no_second_lesion() {
+        let mut tracker = Tracker::starting_at(1);
+        tracker.step(0, 0, &[disc(50.0, 50.0, 12.0)], 300.0);
+        tracker.step(1, 0, &[disc(49.0, 50.0, 11.0), disc(57.0, 50.0, 2.0), disc(80.0, 50.0, 2.0)], 300.0);
+        let places: Vec<_> = tracker.finish().iter().map(|t| (t.id, t.outline.centre[0])).collect();
+        assert_eq!(places, [(1, 49.0), (2, 80.0)]);
     }
 
     #[test]
