@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Only the unit and kernel tests, processor by processor, without a machine.
     #[arg(long)]
     user: bool,
+    /// Of the unit and kernel tests only those of one target.
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<String>,
     /// Only the whole machine: a chest CT by C-STORE, then from a USB stick, and what it cost.
     #[arg(long)]
     system: bool,
@@ -49,7 +52,7 @@ pub struct Arguments {
 pub fn test(root: &Path, arguments: &Arguments) -> Outcome {
     let all = !(arguments.user || arguments.system || arguments.faults);
     if all || arguments.user {
-        user::test(root)?;
+        user::test(root, arguments.target.as_deref())?;
     }
     if !(all || arguments.system || arguments.faults) {
         return Ok(());

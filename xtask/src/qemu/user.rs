@@ -18,10 +18,10 @@ const TARGETS: &[(&str, &str, &[&str])] = &[
 /// (geometry, the wire, the order of float operations). Tests of whole studies take too long emulated; the whole machine runs one.
 const CHOSEN: &[&str] = &["infer::", "geometry::", "pool::", "volume::", "report::wire", "imaging::resample", "imaging::smooth"];
 
-/// Builds and runs the tests of every target that can be built.
-pub fn test(root: &Path) -> Outcome {
+/// Builds and runs the tests of every target that can be built, or of `only` one.
+pub fn test(root: &Path, only: Option<&str>) -> Outcome {
     let mut ran = 0;
-    for (target, emulator, processors) in TARGETS {
+    for (target, emulator, processors) in TARGETS.iter().filter(|(target, ..)| only.is_none_or(|only| only == *target)) {
         let tests = match cross::test_binaries(root, target) {
             Ok(tests) => tests,
             Err(error) if cross::lacks_std(target) => {
