@@ -28,7 +28,11 @@ pub enum Interpolation {
 }
 
 /// More voxels than this are a mistake in a spacing.
-pub const VOXELS_MAX: usize = 1 << 33;
+pub const VOXELS_MAX: usize = match 1usize.checked_shl(33) {
+    Some(voxels) => voxels,
+    // 32 bits address no more.
+    None => 1 << 29,
+};
 
 /// A grid that cannot be made or filled.
 #[derive(Debug, thiserror::Error)]

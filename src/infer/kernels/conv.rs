@@ -20,6 +20,7 @@ pub(super) struct RowJob {
     pub quads: usize,
     pub steps: usize,
     /// Steps whose 16-bit products may be summed before they are widened (AVX2 only).
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     pub group: usize,
     /// `[step][channel][4]`.
     pub weights: *const i8,

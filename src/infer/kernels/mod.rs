@@ -63,6 +63,7 @@ impl Kernel {
 
     /// Those that this processor can run, the portable one first and the fastest last.
     pub fn available() -> Vec<Self> {
+        #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(unused_mut))]
         let mut kernels = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
