@@ -198,7 +198,8 @@ pub fn test_binaries(root: &Path, target: &str) -> Result<Vec<Tests>, Box<dyn st
     }
     let messages = String::from_utf8_lossy(&output.stdout);
     let tests = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let tests = tests.filter_map(|message| {
+    // Cargo builds the program itself beside its tests, and names it too.
+    let tests = tests.filter(|message| message["profile"]["test"] == true).filter_map(|message| {
         let is_library = message["target"]["kind"].as_array()?.iter().any(|kind| kind == "lib");
         Some(Tests { path: message["executable"].as_str()?.into(), is_library })
     });
