@@ -43,11 +43,11 @@ pub fn update_key(host: &Path, folder: &Path) -> Made<UpdateKey> {
 
 /// One fault after the other.
 pub fn test(place: &Place, key: &UpdateKey, cuts: u32, seed: u64) -> Outcome {
+    updates(place, key)?;
+    power_cuts(place, cuts, seed)?;
     full_disk(place)?;
     hung_service(place)?;
-    cable(place)?;
-    updates(place, key)?;
-    power_cuts(place, cuts, seed)
+    cable(place)
 }
 
 fn send(place: &Place, bench: &Bench, study: &Path, attempts: u32) -> Command {
