@@ -3,7 +3,9 @@
 //!
 //! How well the network finds tumours is asked once, by the first claim; the others compare reports with each other.
 
-use std::io::{BufRead, BufReader};
+#[path = "support/serving.rs"]
+mod serving;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -227,26 +229,9 @@ impl Serving {
         let config = folder.join("service.toml");
         let text = format!("[series]\nquiet_s = {quiet_s}\n[exams]\nrun = [\"brain-mr\"]\n[inbox]\nsettle_s = 1\n");
         std::fs::write(&config, text).unwrap();
-        let mut child = Command::new(SCANSIDE)
-            .args(["serve", "--dicom", "127.0.0.1:0", "--threads", "2", "--config"])
-            .arg(&config)
-            .arg("--spool")
-            .arg(folder.join("spool"))
-            .arg("--socket")
-            .arg(folder.join("socket"))
-            .arg("--inbox")
-            .arg(folder.join("inbox"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let dicom = loop {
-            let line = lines.next().expect("the service says when it is ready").unwrap();
-            if let Some(address) = line.strip_prefix("scanside: ready, DICOM on ") {
-                break address.parse().unwrap();
-            }
-        };
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("serve: {line}")));
+        let inbox = folder.join("inbox");
+        let more = ["--threads", "2", "--config", config.to_str().unwrap(), "--inbox", inbox.to_str().unwrap()];
+        let (child, dicom) = serving::serve(folder, &more);
         Self { child, dicom, folder: folder.to_owned() }
     }
 

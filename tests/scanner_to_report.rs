@@ -1,6 +1,8 @@
 //! Claims about the whole way: images in by a real client, reports out on a serial line and a socket.
 
-use std::io::{BufRead, BufReader};
+#[path = "support/serving.rs"]
+mod serving;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -84,7 +86,7 @@ struct Serving {
 impl Serving {
     fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (child, dicom) = serve(folder.path(), more);
+        let (child, dicom) = serving::serve(folder.path(), more);
         Self { child, dicom, folder }
     }
 
@@ -100,26 +102,6 @@ impl Serving {
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout).lines().map(|line| Report::from_json(line.as_bytes()).unwrap()).collect()
     }
-}
-
-fn serve(folder: &Path, more: &[&str]) -> (Child, SocketAddr) {
-    let (spool, socket) = (folder.join("spool"), folder.join("socket"));
-    let mut child = Command::new(SCANSIDE)
-        .args(["serve", "--dicom", "127.0.0.1:0", "--spool", spool.to_str().unwrap()])
-        .args(["--socket", socket.to_str().unwrap()])
-        .args(more)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let address = loop {
-        let line = lines.next().expect("the service says when it is ready").unwrap();
-        if let Some(address) = line.strip_prefix("scanside: ready, DICOM on ") {
-            break address.parse().unwrap();
-        }
-    };
-    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("serve: {line}")));
-    (child, address)
 }
 
 impl Drop for Serving {
@@ -281,7 +263,7 @@ fn what_was_acknowledged_is_reported_once_however_often_the_power_goes() {
     let mut sent = 0;
     // Parts of the study are sent to one life of the box after the other.
     for life in 0..5 {
-        let (mut child, dicom) = serve(folder.path(), &["--config", quick(folder.path()).to_str().unwrap()]);
+        let (mut child, dicom) = serving::serve(folder.path(), &["--config", quick(folder.path()).to_str().unwrap()]);
         let part = study_without(&(0..60).filter(|k| k % 5 != life).collect::<Vec<_>>());
         send(part.path(), dicom);
         sent += 12;
@@ -291,7 +273,7 @@ fn what_was_acknowledged_is_reported_once_however_often_the_power_goes() {
         child.wait().unwrap();
     }
     assert_eq!(sent, 60);
-    let (child, dicom) = serve(folder.path(), &["--config", quick(folder.path()).to_str().unwrap()]);
+    let (child, dicom) = serving::serve(folder.path(), &["--config", quick(folder.path()).to_str().unwrap()]);
     let serving = Serving { child, dicom, folder };
     let reports = serving.watch(1);
     assert_eq!(reports[0].status, Status::Complete, "{:?}", reports[0].reason);

@@ -1,8 +1,10 @@
 //! A chest CT, a brain MR and a live ultrasound stream at once on two threads: the stream's frames go before the exams' work, and the
 //! exams finish all the same. The claims are about what comes before what, not about seconds.
 
+#[path = "support/serving.rs"]
+mod serving;
+
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,25 +44,8 @@ impl Drop for Serving {
 fn serve(folder: &Path) -> (Serving, String) {
     let config = folder.join("service.toml");
     std::fs::write(&config, "[series]\nquiet_s = 30\n[exams]\nrun = [\"chest-ct\", \"brain-mr\", \"ultrasound\"]\n").unwrap();
-    let mut child = Command::new(SCANSIDE)
-        .args(["serve", "--dicom", "127.0.0.1:0", "--threads", "2", "--config"])
-        .arg(&config)
-        .arg("--spool")
-        .arg(folder.join("spool"))
-        .arg("--socket")
-        .arg(folder.join("socket"))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let address = loop {
-        let line = lines.next().expect("the service says when it is ready").unwrap();
-        if let Some(address) = line.strip_prefix("scanside: ready, DICOM on ") {
-            break address.to_owned();
-        }
-    };
-    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("serve: {line}")));
-    (Serving(child), address)
+    let (child, address) = serving::serve(folder, &["--threads", "2", "--config", config.to_str().unwrap()]);
+    (Serving(child), address.to_string())
 }
 
 fn chest(folder: &Path) {

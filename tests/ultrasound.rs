@@ -302,6 +302,15 @@ fn a_frame_of_another_size_is_refused_and_neither_its_stream_nor_another_suffers
     assert_eq!(serving.report(2).measurements["frames_analysed"].value, 1.0);
 }
 
+/// The header of a live frame as it goes over the wire.
+const FRAME_HEADER: &str = r#"{"type":"frame","rows":256,"columns":256,"pixel":"gray8","time_us":1,"spacing_mm":[0.2,0.2]}"#;
+
+/// A message of the socket's protocol, byte by byte.
+fn message(header: &str, body: &[u8]) -> Vec<u8> {
+    let lengths = [header.len() as u32, body.len() as u32].map(u32::to_le_bytes).concat();
+    [&lengths, header.as_bytes(), body].concat()
+}
+
 #[test]
 fn a_sender_that_stops_reading_ends_as_its_own_stream_and_holds_up_no_other() {
     use std::io::Write;
@@ -310,13 +319,8 @@ fn a_sender_that_stops_reading_ends_as_its_own_stream_and_holds_up_no_other() {
     let serving = Serving::start();
     let mut deaf = std::os::unix::net::UnixStream::connect(serving.socket()).unwrap();
     deaf.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    let message = |header: &str, body: &[u8]| {
-        let lengths = [header.len() as u32, body.len() as u32].map(u32::to_le_bytes).concat();
-        [&lengths, header.as_bytes(), body].concat()
-    };
     deaf.write_all(&message(r#"{"type":"hello","protocol":1,"client":"deaf"}"#, b"")).unwrap();
-    let header = r#"{"type":"frame","rows":256,"columns":256,"pixel":"gray8","time_us":1,"spacing_mm":[0.2,0.2]}"#;
-    let frame = message(header, &frames[0]);
+    let frame = message(FRAME_HEADER, &frames[0]);
     // It never reads an answer: at some moment nobody takes its bytes any more, or they all fit.
     let sent = (0..400).take_while(|_| deaf.write_all(&frame).is_ok()).count();
     assert!(sent > 0);
@@ -343,13 +347,8 @@ fn a_sender_that_stops_in_the_middle_of_a_frame_is_told_and_what_it_sent_before_
     other.push_frame(live_header(0), &frames[0]).unwrap();
     serving.wait_for_frames(1);
     let mut stuck = std::os::unix::net::UnixStream::connect(serving.socket()).unwrap();
-    let message = |header: &str, body: &[u8]| {
-        let lengths = [header.len() as u32, body.len() as u32].map(u32::to_le_bytes).concat();
-        [&lengths, header.as_bytes(), body].concat()
-    };
     stuck.write_all(&message(r#"{"type":"hello","protocol":1,"client":"stuck"}"#, b"")).unwrap();
-    let header = r#"{"type":"frame","rows":256,"columns":256,"pixel":"gray8","time_us":1,"spacing_mm":[0.2,0.2]}"#;
-    let frame = message(header, &frames[0]);
+    let frame = message(FRAME_HEADER, &frames[0]);
     stuck.write_all(&frame).unwrap();
     serving.wait_for_frames(2);
     stuck.write_all(&frame[..frame.len() / 2]).unwrap();

@@ -214,11 +214,12 @@ fn confirm(arguments: &Confirm) -> Result<(), Failure> {
     let slots = arguments.place.slots()?;
     let on_trial = slots.state().trial.is_some_and(|trial| trial.tries > 0);
     if on_trial {
-        let socket = arguments.socket.clone().or(arguments.place.settings()?.socket.path);
+        let settings = arguments.place.settings()?;
+        let socket = arguments.socket.clone().or(settings.socket.path);
         let socket = socket.ok_or_else(|| Failure::usage("no socket to ask the service on: --socket, or socket.path in --config"))?;
         wait_for_service(&socket, Duration::from_secs(arguments.wait_s))?;
         if !arguments.no_selftest {
-            selftest(arguments.place.settings()?.models.path)?;
+            selftest(settings.models.path)?;
         }
     }
     let confirmation = slots.confirm().map_err(refused)?;

@@ -63,20 +63,8 @@ fn beginning(model: &ModelProto, end: usize) -> ModelProto {
 }
 
 fn small_constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
-    let small = |tensor: &TensorProto| numbers(tensor).len() <= FOLDED_MAX;
     let stored = graph.initializer.iter().filter(|tensor| tensor.dims.iter().product::<i64>() <= FOLDED_MAX as i64);
-    let mut known: HashMap<String, TensorProto> = stored.map(|tensor| (tensor.name.clone(), tensor.clone())).collect();
-    for node in &graph.node {
-        let value = match node.op_type.as_str() {
-            "Constant" => onnx::constant(node).filter(small),
-            "Identity" => node.input.first().and_then(|input| known.get(input)).cloned(),
-            _ => None,
-        };
-        if let (Some(value), Some(output)) = (value, node.output.first()) {
-            known.insert(output.clone(), value);
-        }
-    }
-    known
+    onnx::constants_among(stored, &graph.node, |tensor| numbers(tensor).len() <= FOLDED_MAX)
 }
 
 fn fold_once(model: &mut ModelProto, shapes: &HashMap<String, Vec<usize>>) {

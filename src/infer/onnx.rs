@@ -60,11 +60,19 @@ pub(crate) fn version(model: &ModelProto) -> i64 {
 
 /// Every tensor whose value is in the file: initializers, `Constant` nodes, and what `Identity` hands on of them.
 pub(crate) fn constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
-    let mut found: HashMap<String, TensorProto> =
-        graph.initializer.iter().map(|tensor| (tensor.name.clone(), tensor.clone())).collect();
-    for node in &graph.node {
+    constants_among(graph.initializer.iter(), &graph.node, |_| true)
+}
+
+/// As [`constants`], of these initializers and of the `Constant` nodes whose value is wanted.
+pub(crate) fn constants_among<'t>(
+    initializers: impl Iterator<Item = &'t TensorProto>,
+    nodes: &[NodeProto],
+    wanted: impl Fn(&TensorProto) -> bool,
+) -> HashMap<String, TensorProto> {
+    let mut found: HashMap<String, TensorProto> = initializers.map(|tensor| (tensor.name.clone(), tensor.clone())).collect();
+    for node in nodes {
         let value = match node.op_type.as_str() {
-            "Constant" => constant(node),
+            "Constant" => constant(node).filter(&wanted),
             "Identity" => node.input.first().and_then(|input| found.get(input)).cloned(),
             _ => None,
         };
