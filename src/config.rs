@@ -168,6 +168,8 @@ pub struct Spool {
 pub struct Series {
     /// Seconds without a new slice after which an incomplete series is closed as it is: the last resort.
     pub quiet_s: u64,
+    /// Seconds without a new series after which a study that lacks some is analysed as it is: sequences of an MR protocol take minutes.
+    pub study_quiet_s: u64,
     /// Most slices of one series.
     pub slices_max: usize,
     /// Series growing at once; one more waits at the door.
@@ -245,7 +247,7 @@ impl Default for Settings {
             serial: Serial { device: None, baud: 115_200 },
             inbox: Inbox { path: None, settle_s: 2 },
             spool: Spool { path: "/var/lib/scanside/spool".into(), mib_max: 8192 },
-            series: Series { quiet_s: 60, slices_max: 4096, growing_max: 8 },
+            series: Series { quiet_s: 60, study_quiet_s: 600, slices_max: 4096, growing_max: 8 },
             work: Work { threads: 0 },
             memory: Memory { budget_mib: 768 },
             exams: Exams { run: ExamKind::ALL.into_iter().filter(|kind| kind.runs_by_default()).collect() },
@@ -317,6 +319,9 @@ impl Settings {
         }
         if self.dicom.artim_s == 0 || self.dicom.idle_s == 0 || self.series.quiet_s == 0 {
             return wrong("dicom.artim_s, dicom.idle_s, series.quiet_s", "a timer of zero seconds never lets anything in");
+        }
+        if !(self.series.quiet_s..=86_400).contains(&self.series.study_quiet_s) {
+            return wrong("series.study_quiet_s", "a study waits at least as long as a series (series.quiet_s), and a day at most");
         }
         if !(1..=4096).contains(&self.dicom.instance_mib_max) {
             return wrong("dicom.instance_mib_max", "1 to 4096");

@@ -8,7 +8,7 @@ mod serving;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -226,8 +226,13 @@ struct Serving {
 
 impl Serving {
     fn start(folder: &Path, quiet_s: u32) -> Self {
+        Self::start_patient(folder, quiet_s, quiet_s)
+    }
+
+    fn start_patient(folder: &Path, quiet_s: u32, study_quiet_s: u32) -> Self {
         let config = folder.join("service.toml");
-        let text = format!("[series]\nquiet_s = {quiet_s}\n[exams]\nrun = [\"brain-mr\"]\n[inbox]\nsettle_s = 1\n");
+        let series = format!("[series]\nquiet_s = {quiet_s}\nstudy_quiet_s = {study_quiet_s}\n");
+        let text = format!("{series}[exams]\nrun = [\"brain-mr\"]\n[inbox]\nsettle_s = 1\n");
         std::fs::write(&config, text).unwrap();
         let inbox = folder.join("inbox");
         let more = ["--threads", "2", "--config", config.to_str().unwrap(), "--inbox", inbox.to_str().unwrap()];
@@ -258,11 +263,14 @@ impl Serving {
         assert_eq!(std::fs::read_dir(self.folder.join("spool/incoming")).unwrap().count(), 0, "what is reported leaves the spool");
     }
 
-    fn works_on_something(&self) -> bool {
+    fn status(&self) -> serde_json::Value {
         let socket = self.folder.join("socket");
         let status = scanside(&["status", "--socket", socket.to_str().unwrap(), "--json"]);
-        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-        !status["working_on"].is_null()
+        serde_json::from_slice(&status.stdout).unwrap()
+    }
+
+    fn works_on_something(&self) -> bool {
+        !self.status()["working_on"].is_null()
     }
 
     fn send(&self, folder: &Path) {
@@ -452,6 +460,39 @@ fn a_missing_contrast_is_named_and_too_few_are_rejected_by_name_and_two_studies_
     }
     assert_eq!(found.series_used.len(), 3, "nothing of the other study");
     serving.has_no_more("4");
+}
+
+#[test]
+fn sequences_that_come_longer_apart_than_a_series_is_waited_for_are_one_study_and_status_says_that_it_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = |name: &str, contrasts: &[Contrast]| {
+        let images = folder.path().join(name);
+        std::fs::create_dir(&images).unwrap();
+        copy(&images, contrasts);
+        images
+    };
+    let serving = Serving::start_patient(folder.path(), 1, 600);
+    serving.send(&part("first", &[Contrast::T2, Contrast::Flair]));
+    let gathered = |count: u64| {
+        let begun = Instant::now();
+        loop {
+            let gathering = serving.status()["underway"]["gathering"][0].clone();
+            if gathering[1] == count {
+                break gathering;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{gathering}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    assert_eq!(gathered(2)[0], series(Contrast::T2).study.as_str());
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(gathered(2)[2].as_u64().unwrap() > 500, "it still waits for the others");
+    serving.send(&part("second", &[Contrast::T1]));
+    gathered(3);
+    serving.send(&part("third", &[Contrast::T1c]));
+    check(&serving.watch(4), &Contrast::ALL.map(series));
+    serving.has_no_more("2");
+    assert_eq!(serving.status()["underway"], serde_json::json!({"growing": [], "gathering": []}));
 }
 
 #[test]

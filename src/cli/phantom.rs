@@ -1,11 +1,14 @@
-//! `scanside phantom`: a chest CT that nobody has, with nodules at known places.
+//! `scanside phantom`: images of nobody, with nodules, lesions or a tumour at known places.
 
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 use scanside::dicom::TransferSyntax;
+use scanside::exam::brain_mr::contrast::Contrast;
+use scanside::finding::Laterality;
 use scanside::geometry::Spacing;
 use scanside::nifti::{NiftiSpec, NiftiWriter};
+use scanside::phantom::brain::BrainPhantom;
 use scanside::phantom::ultrasound::{Cine, CineOptions, PIXEL_MM};
 use scanside::phantom::{NoduleKind, NoduleWish, Phantom, PhantomOptions};
 use scanside::pool::Pool;
@@ -14,12 +17,13 @@ use serde_json::json;
 
 use super::{Failure, Steps, print, print_json};
 
-/// Draws a chest CT with nodules at known places: DIR/phantom.nii.gz or DIR/dicom/, and DIR/truth.json.
+/// Draws a chest CT with nodules at known places: DIR/phantom.nii.gz or DIR/dicom/, and DIR/truth.json; or a cine, or a brain.
 ///
 /// The same options and seed give the same voxels on every machine. Nodules are asked for as KIND:DIAMETER, kinds being
 /// solid, ground-glass, juxtapleural (on the chest wall) and diaphragm.
 ///
 ///   scanside phantom --out c --kind ultrasound --frames 300    # a cine instead: c/cine.dcm
+///   scanside phantom --out b --kind brain                      # four contrasts and a tumour: b/dicom
 ///   scanside phantom --out p --nodule solid:8 --nodule diaphragm:20
 ///   scanside analyze p/phantom.nii.gz --out p
 #[derive(clap::Args)]
@@ -98,12 +102,16 @@ enum Kind {
     Chest,
     /// An ultrasound cine with lesions, a multi-frame DICOM file.
     Ultrasound,
+    /// A brain MR study with a tumour: T1, T1c, T2 and FLAIR, each with a grid of its own, as DICOM.
+    Brain,
 }
 
 /// Runs the command.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    if arguments.kind == Kind::Ultrasound {
-        return ultrasound(&arguments);
+    match arguments.kind {
+        Kind::Chest => {}
+        Kind::Ultrasound => return ultrasound(&arguments),
+        Kind::Brain => return brain(&arguments),
     }
     let pixel_mm = arguments.pixel_mm.unwrap_or(358.4 / arguments.rows.max(1) as f64);
     let spacing = Spacing::new([arguments.slice_mm, pixel_mm, pixel_mm]).map_err(Failure::usage)?;
@@ -168,6 +176,31 @@ fn ultrasound(arguments: &Arguments) -> Result<(), Failure> {
         return print_json(&truth);
     }
     print(&format!("{} frames of {} lesions in {}\n", options.frames, options.lesions, arguments.out.join("cine.dcm").display()))
+}
+
+/// DIR/dicom/CONTRAST-SLICE.dcm, and the tumour's place and side in DIR/truth.json.
+fn brain(arguments: &Arguments) -> Result<(), Failure> {
+    let side = if arguments.seed % 2 == 1 { Laterality::Left } else { Laterality::Right };
+    let phantom = BrainPhantom { side, seed: arguments.seed, ..BrainPhantom::default() };
+    let folder = arguments.out.join("dicom");
+    let cannot = |e: std::io::Error| Failure::Impossible(format!("cannot write to {}: {e}", arguments.out.display()));
+    std::fs::create_dir_all(&folder).map_err(cannot)?;
+    for contrast in Contrast::ALL {
+        let images = phantom.images(contrast, &phantom.series(contrast, "")).map_err(Failure::impossible)?;
+        for (k, image) in images.iter().enumerate() {
+            std::fs::write(folder.join(format!("{}-{:04}.dcm", contrast.name(), k + 1)), image).map_err(cannot)?;
+        }
+    }
+    let centre = phantom.centre_lps_mm();
+    let truth = json!({ "seed": arguments.seed, "side": side, "centre_lps_mm": centre, "oedema_radius_mm": phantom.radius_mm });
+    std::fs::write(arguments.out.join("truth.json"), format!("{truth:#}\n")).map_err(cannot)?;
+    if arguments.json {
+        return print_json(&truth);
+    }
+    let [x, y, z] = centre;
+    let side = json!(side);
+    let side = side.as_str().unwrap_or_default();
+    print(&format!("a tumour on the {side} at {x:.1} {y:.1} {z:.1} mm LPS, four series in {}\n", folder.display()))
 }
 
 fn write_dicom(phantom: &Phantom, folder: &std::path::Path, pool: &Pool) -> Result<(), Failure> {

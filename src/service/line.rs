@@ -1,11 +1,12 @@
 //! The thread between the doors and the exams: instances on disk become volumes, finished series become jobs.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use serde::Serialize;
 
 use super::analysis::{EarlySlice, Unread, wants_early};
 use super::supervisor::Hearts;
@@ -36,6 +37,8 @@ struct Gathering {
     study: Uid,
     parts: Vec<Part>,
     last: Instant,
+    /// There is nothing more that its exam could use.
+    whole: bool,
 }
 
 /// Series of one study that are gathered; a sender that goes on beyond them has its study analysed in pieces.
@@ -57,6 +60,17 @@ pub struct Studies {
     pub gathers: Box<dyn Fn(Modality) -> bool + Send>,
     /// Whether there is nothing more that the exam could use.
     pub whole: Box<OfSeries>,
+    /// Longest that a study which lacks a series waits for the next.
+    pub patience: Duration,
+}
+
+/// What is here and not yet at its exam.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Underway {
+    /// Series that grow: UID and images so far.
+    pub growing: Vec<(Uid, usize)>,
+    /// Studies that wait for more of their series: UID, series so far, seconds until they are taken as they are.
+    pub gathering: Vec<(Uid, usize, u64)>,
 }
 
 /// The line's own state. One thread owns it.
@@ -76,6 +90,8 @@ pub struct Line {
     full_since: Option<Instant>,
     /// Longest that something waits for room before its series fails.
     patience: Duration,
+    underway: Arc<Mutex<Underway>>,
+    told: Option<Instant>,
 }
 
 struct Members {
@@ -97,6 +113,7 @@ impl Line {
         early: Sender<EarlySlice>,
         studies: Studies,
         patience: Duration,
+        underway: Arc<Mutex<Underway>>,
     ) -> Self {
         Self {
             assembler,
@@ -110,6 +127,8 @@ impl Line {
             retry_at: None,
             full_since: None,
             patience,
+            underway,
+            told: None,
         }
     }
 
@@ -268,6 +287,21 @@ impl Line {
             let gathering = self.gatherings.remove(n);
             self.send(Job(gathering.parts), hearts);
         }
+        self.tell(now);
+    }
+
+    /// Says what is underway, not more often than anybody would look.
+    fn tell(&mut self, now: Instant) {
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < TICK) {
+            return;
+        }
+        self.told = Some(now);
+        let gathering = self.gatherings.iter().map(|g| (g.study.clone(), g.parts.len(), self.time_left(g, now).as_secs()));
+        let underway = Underway {
+            growing: self.assembler.growing().map(|(series, images)| (series.clone(), images)).collect(),
+            gathering: gathering.collect(),
+        };
+        *self.underway.lock().unwrap_or_else(PoisonError::into_inner) = underway;
     }
 
     /// A finished series goes to its exam, or waits for the others of its study.
@@ -280,9 +314,10 @@ impl Line {
             Some(gathering) => {
                 gathering.parts.push(part);
                 gathering.last = now;
+                gathering.whole = (self.studies.whole)(&gathering.parts.iter().map(|part| &part.series).collect::<Vec<_>>());
             }
             None => {
-                self.gatherings.push(Gathering { study, parts: vec![part], last: now });
+                self.gatherings.push(Gathering { study, parts: vec![part], last: now, whole: false });
                 if self.gatherings.len() > GATHERINGS_MAX {
                     let oldest = self.gatherings.remove(0);
                     self.send(Job(oldest.parts), hearts);
@@ -291,19 +326,26 @@ impl Line {
         }
     }
 
-    /// A study is together when none of its series grows, nothing is missing, and the one sender of all has gone in good order; or
-    /// when nothing came for as long as a series is waited for: a sender may use one association for each series.
+    /// A study is together when none of its series grows, and nothing more is to be waited for.
     fn is_gathered(&self, gathering: &Gathering, now: Instant) -> bool {
-        if self.members.values().any(|members| members.study == gathering.study) {
-            return false;
-        }
-        let gone = |part: &Part| part.source.is_some_and(|source| self.released.contains(&source));
-        let together = gathering.parts.len() >= 2 && {
-            let first = gathering.parts[0].source;
-            let all_gone = gathering.parts.iter().all(|part| part.source == first && gone(part));
-            all_gone && (self.studies.whole)(&gathering.parts.iter().map(|part| &part.series).collect::<Vec<_>>())
+        !self.members.values().any(|members| members.study == gathering.study) && self.time_left(gathering, now).is_zero()
+    }
+
+    /// How long a study still waits for more of its series. With all that its exam can use: until the one sender of all has gone in
+    /// good order, or as long as a series is waited for, since a sender may use one association for each series. Else until nothing
+    /// came for as long as the longest sequence takes.
+    fn time_left(&self, gathering: &Gathering, now: Instant) -> Duration {
+        let quiet = now.saturating_duration_since(gathering.last);
+        let first = gathering.parts[0].source;
+        let gone = |part: &Part| part.source == first && part.source.is_some_and(|source| self.released.contains(&source));
+        let wait = if !gathering.whole {
+            self.studies.patience
+        } else if gathering.parts.iter().all(gone) {
+            Duration::ZERO
+        } else {
+            self.patience
         };
-        together || now.saturating_duration_since(gathering.last) >= self.patience
+        wait.saturating_sub(quiet)
     }
 
     /// A series of which nothing could be read grows nowhere; it ends here.

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::admission::Admission;
 use self::analysis::{Analyst, EarlySlice};
-use self::line::{Job, Line, Part, Studies};
+use self::line::{Job, Line, Part, Studies, Underway};
 use self::live::{LIVE_BYTES, Live, LiveStats, LiveStatus};
 use self::supervisor::{Hearts, memory_kib};
 use crate::config::{MemoryPlan, OverBudget, Settings};
@@ -125,6 +125,7 @@ struct Shared {
     started: Instant,
     reported: AtomicU64,
     working_on: Mutex<Option<(Uid, Progress)>>,
+    underway: Arc<Mutex<Underway>>,
     live: LiveStats,
     plan: MemoryPlan,
 }
@@ -140,6 +141,8 @@ pub struct Status {
     pub reported: u64,
     /// The series an exam works on: its UID, stage, steps done and of how many.
     pub working_on: Option<(Uid, &'static str, usize, usize)>,
+    /// What is here and not yet at its exam.
+    pub underway: Underway,
     /// Live streams.
     pub live: LiveStatus,
     /// The journal and its receivers.
@@ -188,6 +191,7 @@ impl Service {
             started: Instant::now(),
             reported: AtomicU64::new(0),
             working_on: Mutex::default(),
+            underway: Arc::default(),
             live: LiveStats::default(),
             plan,
             settings,
@@ -295,8 +299,10 @@ impl Service {
         let studies = Studies {
             gathers: Box::new(move |modality| reading.analyst.reads_studies(modality)),
             whole: Box::new(move |series| looking.analyst.is_whole(series)),
+            patience: Duration::from_secs(settings.series.study_quiet_s),
         };
-        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, studies, patience);
+        let underway = Arc::clone(&self.shared.underway);
+        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, studies, patience, underway);
         let shared = Arc::clone(&self.shared);
         self.spawn("series", move || line.run(&arrivals, &shared.stop, &shared.hearts))?;
         // Without the exam nobody listens, and the line sends no slice.
@@ -481,6 +487,7 @@ impl Shared {
             uptime_s: self.started.elapsed().as_secs(),
             reported,
             working_on: working_on.map(|(series, p)| (series, p.stage, p.done, p.total)),
+            underway: self.underway.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             live: self.live.status(),
             journal,
             memory_peak_mib: memory_kib().0 / 1024,

@@ -6,6 +6,7 @@ mod dist;
 mod image;
 mod instructions;
 mod kernels;
+mod live;
 mod qemu;
 mod service;
 mod tidy;
@@ -90,6 +91,12 @@ enum Bench {
         #[arg(long)]
         binary: Option<PathBuf>,
     },
+    /// Latency and memory of a live ultrasound stream, alone on one core and beside two exams on two (taskset; a quiet machine).
+    Live {
+        /// How long it streams alone.
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
     /// The commands of the toolbox, against SimpleITK, scikit-image and the others (Python as for `kernels`).
     Toolbox {
         /// The folder of real images.
@@ -145,6 +152,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Bench { what: Bench::Instructions { binary } } => instructions::bench(&root(), binary),
         Task::Bench { what: Bench::Kernels { rounds, names } } => kernels::bench(&root(), rounds, &names),
+        Task::Bench { what: Bench::Live { minutes } } => live::bench(&root(), minutes),
         Task::Bench { what: Bench::Toolbox { data, repeat, offsets } } => toolbox::bench(&root(), &data, repeat, offsets),
         Task::Bench { what: Bench::Service { data } } => service::bench(&root(), &data),
         Task::Board { action } => board_task(action),

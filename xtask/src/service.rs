@@ -8,23 +8,20 @@ use std::time::{Duration, Instant};
 
 use crate::Outcome;
 
-type Measured<T> = Result<T, Box<dyn std::error::Error>>;
+/// A figure, or a sentence for the person who ran it.
+pub type Measured<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// What a process used, read from proc(5) until it ended.
 #[derive(Debug, Clone, Copy, Default)]
-struct Usage {
-    cpu_s: f64,
-    peak_mib: f64,
+pub struct Usage {
+    pub cpu_s: f64,
+    pub peak_mib: f64,
     wall_s: f64,
 }
 
 /// Runs all parts; `data` is the folder of real images, left out where it is not there.
 pub fn bench(root: &Path, data: &Path) -> Outcome {
-    let built = Command::new(env!("CARGO")).current_dir(root).args(["build", "--release", "--package", "scanside"]).status()?;
-    if !built.success() {
-        return Err("the build failed".into());
-    }
-    let binary = root.join("target/release/scanside");
+    let binary = built(root)?;
     let folder = root.join("target/bench-service");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
@@ -51,6 +48,12 @@ pub fn bench(root: &Path, data: &Path) -> Outcome {
     }
     std::fs::remove_dir_all(&folder)?;
     Ok(())
+}
+
+/// The release binary, built.
+pub fn built(root: &Path) -> Measured<PathBuf> {
+    let built = Command::new(env!("CARGO")).current_dir(root).args(["build", "--release", "--package", "scanside"]).status()?;
+    if built.success() { Ok(root.join("target/release/scanside")) } else { Err("the build failed".into()) }
 }
 
 fn row(what: &str, usage: Usage) {
@@ -89,7 +92,8 @@ fn watch(mut child: Child) -> Measured<Usage> {
     if status.success() { Ok(usage) } else { Err(format!("scanside ended with {status}").into()) }
 }
 
-fn look(pid: u32, usage: &mut Usage) {
+/// Reads what a process has used so far.
+pub fn look(pid: u32, usage: &mut Usage) {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let peak_kib = read("status").lines().find_map(|line| {
         line.strip_prefix("VmHWM:")?.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()
@@ -104,10 +108,11 @@ fn look(pid: u32, usage: &mut Usage) {
     usage.cpu_s = usage.cpu_s.max(ticks / 100.0);
 }
 
-struct Service {
-    child: Child,
-    address: String,
-    socket: PathBuf,
+/// A running service, ended when dropped.
+pub struct Service {
+    pub child: Child,
+    pub address: String,
+    pub socket: PathBuf,
 }
 
 impl Drop for Service {
@@ -117,15 +122,20 @@ impl Drop for Service {
     }
 }
 
-fn start(binary: &Path, folder: &Path) -> Measured<Service> {
+/// Starts a service on a spool and a socket in `folder`; `before` is the program that runs it, if any, with its arguments.
+pub fn start(binary: &Path, folder: &Path, before: &[&str], more: &[&str]) -> Measured<Service> {
+    std::fs::create_dir_all(folder)?;
     let (spool, socket) = (folder.join("spool"), folder.join("socket"));
-    let mut child = Command::new(binary)
-        .args(["serve", "--dicom", "127.0.0.1:0", "--threads", "2", "--spool"])
-        .arg(&spool)
-        .arg("--socket")
-        .arg(&socket)
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut command = match before {
+        [] => Command::new(binary),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(binary);
+            command
+        }
+    };
+    command.args(["serve", "--dicom", "127.0.0.1:0", "--spool"]).arg(&spool).arg("--socket").arg(&socket);
+    let mut child = command.args(more).stderr(Stdio::piped()).spawn()?;
     let stderr = child.stderr.take().ok_or("no stderr")?;
     let mut lines = BufReader::new(stderr).lines();
     loop {
@@ -138,11 +148,18 @@ fn start(binary: &Path, folder: &Path) -> Measured<Service> {
     }
 }
 
+/// The command that sends a study by C-STORE.
+pub fn send(binary: &Path, study: &Path, address: &str) -> Command {
+    let mut command = Command::new(binary);
+    command.arg("send").arg(study).args(["--dicom", address]).stdout(Stdio::null());
+    command
+}
+
 /// A study through the running service; what the service used until its report was out.
 fn serve(binary: &Path, study: &Path, folder: &Path) -> Measured<Usage> {
-    let service = start(binary, folder)?;
+    let service = start(binary, folder, &[], &["--threads", "2"])?;
     let begun = Instant::now();
-    let sent = Command::new(binary).arg("send").arg(study).args(["--dicom", &service.address]).stdout(Stdio::null()).status()?;
+    let sent = send(binary, study, &service.address).status()?;
     let mut watch = Command::new(binary);
     watch.arg("watch").arg("--socket").arg(&service.socket).args(["--count", "1", "--timeout", "300", "--json"]);
     let watched = watch.stdout(Stdio::null()).status()?;

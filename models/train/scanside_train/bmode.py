@@ -132,11 +132,16 @@ def speckle(rng, amplitude, axial, lateral, looks, state=None, keep=0.0):
     return total / looks, fields
 
 
+#: How often lesions are darker than what surrounds them, brighter, and of its brightness with a dark rim.
+KINDS = (0.62, 0.2, 0.18)
+
+
 class Scene:
     """One piece of tissue with its lesions; `frame` draws it, moved and turned as a hand would."""
 
-    def __init__(self, seed, lesions=None):
+    def __init__(self, seed, lesions=None, kinds=KINDS):
         rng = self.rng = np.random.default_rng(seed)
+        self.kinds = kinds
         field = self.field = draw_field(rng)
         x0, x1, z0, z1 = field.box()
         extent = rng.uniform(0.85, 1.0) * SIZE
@@ -164,7 +169,7 @@ class Scene:
         self.state = None
 
     def _look(self, rng, lesion):
-        kind = rng.choice(["hypo", "hyper", "rim"], p=[0.62, 0.2, 0.18])
+        kind = rng.choice(["hypo", "hyper", "rim"], p=self.kinds)
         core = {"hypo": rng.uniform(-20, -6), "hyper": rng.uniform(6, 12), "rim": rng.uniform(-4, 4)}[kind]
         rim = rng.uniform(-16, -9) if kind == "rim" or rng.random() < 0.15 else (rng.uniform(3, 8) if rng.random() < 0.15 else 0.0)
         tail = rng.choice([0.0, rng.uniform(2, 6), rng.uniform(-14, -4)], p=[0.5, 0.3, 0.2])
@@ -308,8 +313,8 @@ class Scene:
         return image.astype(np.uint8), labels
 
 
-def sample(seed):
-    """A frame for training or evaluation: image, labels, mm per pixel, lesions."""
-    scene = Scene(seed)
+def sample(seed, kinds=KINDS):
+    """A frame for training or evaluation: image, labels, scene."""
+    scene = Scene(seed, kinds=kinds)
     image, labels = scene.frame()
     return image, labels, scene

@@ -44,16 +44,18 @@ def lung_net():
 
 
 def us_net():
-    """2-D U-Net, four poolings, one logit a pixel. Input [n, 1, s, s] (s a multiple of 16)."""
+    """2-D U-Net, five poolings, one logit a pixel. Input [n, 1, s, s] (s a multiple of 32)."""
     return dict(dims=2, outputs=["logits"], layers=[
         conv("e0", "input", 1, 8), pool("p0", "e0"),
-        conv("e1", "p0", 8, 16), pool("p1", "e1"),
-        conv("e2a", "p1", 16, 32), conv("e2", "e2a", 32, 32), pool("p2", "e2"),
-        conv("e3a", "p2", 32, 48), conv("e3", "e3a", 48, 48), pool("p3", "e3"),
-        conv("e4a", "p3", 48, 64), conv("e4", "e4a", 64, 64),
-        conv("s3", "e4", 64, 32, 1), up("u3", "s3"), cat("c3", "u3", "e3"), conv("d3", "c3", 80, 32),
-        conv("s2", "d3", 32, 16, 1), up("u2", "s2"), cat("c2", "u2", "e2"), conv("d2", "c2", 48, 32),
-        conv("s1", "d2", 32, 8, 1), up("u1", "s1"), cat("c1", "u1", "e1"), conv("d1", "c1", 24, 16),
+        conv("e1", "p0", 8, 24), pool("p1", "e1"),
+        conv("e2a", "p1", 24, 48), conv("e2", "e2a", 48, 48), pool("p2", "e2"),
+        conv("e3a", "p2", 48, 64), conv("e3", "e3a", 64, 64), pool("p3", "e3"),
+        conv("e4a", "p3", 64, 96), conv("e4", "e4a", 96, 96), pool("p4", "e4"),
+        conv("e5a", "p4", 96, 96), conv("e5", "e5a", 96, 96),
+        conv("s4", "e5", 96, 48, 1), up("u4", "s4"), cat("c4", "u4", "e4"), conv("d4", "c4", 144, 64),
+        conv("s3", "d4", 64, 32, 1), up("u3", "s3"), cat("c3", "u3", "e3"), conv("d3", "c3", 96, 48),
+        conv("s2", "d3", 48, 24, 1), up("u2", "s2"), cat("c2", "u2", "e2"), conv("d2", "c2", 72, 32),
+        conv("s1", "d2", 32, 16, 1), up("u1", "s1"), cat("c1", "u1", "e1"), conv("d1", "c1", 40, 16),
         conv("s0", "d1", 16, 8, 1), up("u0", "s0"), cat("c0", "u0", "e0"), conv("d0", "c0", 16, 8),
         conv("logits", "d0", 8, 1, 1, relu=False),
     ])

@@ -1,17 +1,21 @@
 """us-lesion: train on simulated B-mode frames. Needs no data. Resumable: run again to go on from the last checkpoint.
 
-    python -m scanside_train.train_us --work FOLDER [--minutes 60]
+    python -m scanside_train.train_us --work FOLDER [--minutes 120] [--drawers 1]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
+import multiprocessing
+import queue
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn import functional
 
 from . import bmode, nets
@@ -19,56 +23,88 @@ from . import bmode, nets
 SIZE = bmode.SIZE
 #: Seeds of training frames are below it, those of evaluation above: no frame is both.
 EVALUATION_SEEDS = 1 << 30
+#: Bright lesions and rims are learnt late: they are drawn more often than they are met.
+KINDS = (0.42, 0.3, 0.28)
+#: Lesions of a frame at most.
+LESIONS = 3
+#: Of the mean network that is kept.
+MEMORY = 0.999
+
+
+def nearest_lesion(labels):
+    """Each pixel's nearest lesion, 0 in frames without one."""
+    numbers = np.unique(labels)
+    if len(numbers) < 3:
+        return np.full_like(labels, numbers[-1])
+    near = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    return labels[tuple(near)]
+
+
+def draw_frames(first, step, out):
+    """Draws frames for ever: image, lesion or not, nearest lesion."""
+    seed = first
+    while True:
+        image, labels, _ = bmode.sample(seed, KINDS)
+        out.put((seed, np.stack([image, labels > 0, nearest_lesion(labels)])))
+        seed += step
 
 
 class Frames:
-    """Frames as they are drawn, each used a few times: drawing one costs as much as learning from it."""
+    """Frames as other processes draw them, each used several times, turned over and with other gains."""
 
-    def __init__(self, first, kept=1500):
-        self.next, self.kept, self.images, self.labels = first, kept, [], []
+    def __init__(self, first, drawers, kept=12000):
+        self.queue, self.kept, self.frames, self.last = multiprocessing.Queue(64), kept, [], first
+        for n in range(drawers):
+            multiprocessing.Process(target=draw_frames, args=(first + n, drawers, self.queue), daemon=True).start()
 
-    def draw(self, n):
-        for _ in range(n):
-            image, labels, _ = bmode.sample(self.next)
-            self.next += 1
-            self.images.append(image)
-            self.labels.append(labels > 0)
-        del self.images[:-self.kept], self.labels[:-self.kept]
+    def take(self, least, fresh=1):
+        """At most `fresh` more, if they are there; waits for the first `least`."""
+        while fresh or len(self.frames) < least:
+            try:
+                seed, frame = self.queue.get(block=len(self.frames) < least)
+            except queue.Empty:
+                break
+            self.frames.append(frame)
+            self.last, fresh = max(self.last, seed), max(fresh - 1, 0)
+        del self.frames[:-self.kept]
 
-    def batch(self, fresh, size, rng):
-        self.draw(fresh)
-        have = len(self.images)
-        pick = list(range(have - fresh, have)) + list(rng.integers(0, have, size - fresh))
-        x = np.stack([self.images[n] for n in pick]).astype(np.float32) / 255
-        y = np.stack([self.labels[n] for n in pick]).astype(np.float32)
+    def batch(self, size, crop, rng):
+        self.take(64)
+        x, y, near = np.empty((3, size, crop, crop), np.float32)
         for n in range(size):
-            if rng.random() < 0.5:
-                x[n], y[n] = x[n, :, ::-1].copy(), y[n, :, ::-1].copy()
-            if n >= fresh:
-                x[n] = np.clip(x[n] ** np.exp(rng.normal(0, 0.15)) * np.exp(rng.normal(0, 0.12)), 0, 1)
-        return torch.from_numpy(x)[:, None], torch.from_numpy(y)[:, None]
+            frame = self.frames[rng.integers(0, len(self.frames))]
+            top, left = rng.integers(0, SIZE - crop + 1, 2)
+            part = frame[:, top:top + crop, left:left + crop]
+            part = part[:, :, ::-1] if rng.random() < 0.5 else part
+            x[n], y[n], near[n] = part[0] / np.float32(255), part[1], part[2]
+            x[n] = np.clip(x[n] ** np.exp(rng.normal(0, 0.15)) * np.exp(rng.normal(0, 0.12)), 0, 1)
+        return [torch.from_numpy(v)[:, None] for v in (x, y, near)]
 
 
-def loss_of(logits, y):
-    """Cross-entropy and soft Dice, per frame and over the batch, so that small lesions count too."""
+def loss_of(logits, y, near):
+    """Cross-entropy, soft Dice of the batch, and soft Dice of each lesion where it is the nearest, so that every lesion counts
+    alike whatever its size (as blob loss, Kofler et al. 2022)."""
     entropy = functional.binary_cross_entropy_with_logits(logits, y)
     p = torch.sigmoid(logits)
-    overlap, total = (p * y).sum((1, 2, 3)), p.sum((1, 2, 3)) + y.sum((1, 2, 3))
-    batch = (2 * overlap.sum() + 1) / (total.sum() + 1)
+    batch = (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
+    rows = torch.arange(len(y)).view(-1, 1, 1, 1) * (LESIONS + 1)
+    where = (rows + near.long()).flatten()
+    total = lambda v: torch.zeros(len(y) * (LESIONS + 1)).scatter_add(0, where, v.flatten())
+    inside, overlap, both = total(y), total(p * y), total(p + y)
     # Frames without a lesion would be won by calling nothing a lesion anywhere; cross-entropy answers for them.
-    shown = y.amax((1, 2, 3))
-    each = ((2 * overlap + 1) / (total + 1) * shown).sum() / shown.sum().clamp(min=1)
-    return entropy + (1 - batch) + (1 - each)
+    shown = (inside >= 12).float()
+    each = ((2 * overlap + 1) / (both + 1) * shown).sum() / shown.sum().clamp(min=1)
+    return entropy + 0.5 * (1 - batch) + 1.5 * (1 - each)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--minutes", type=float, default=60, help="CPU-minutes of the whole training, over all runs")
+    parser.add_argument("--minutes", type=float, default=120, help="CPU-minutes of learning, over all runs; drawing not counted")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--fresh", type=int, default=2, help="frames of a batch that are new")
-    parser.add_argument("--crop", type=int, default=160, help="side of the crops that the first four fifths learn from")
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--crop", type=int, default=160, help="side of the crops that the first three quarters learn from")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--drawers", type=int, default=1, help="processes that draw frames")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--float32", action="store_true", help="no bfloat16, for machines where it is slow")
     options = parser.parse_args()
@@ -80,21 +116,23 @@ def main():
     torch.nn.init.constant_(net.convs["logits"].bias, -3.0)
     print(f"{nets.macs(net.spec, (SIZE, SIZE)) / 1e9:.3f} GMAC a frame", flush=True)
     optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=1e-4)
+    mean = copy.deepcopy(net)
     out = options.work / "us-lesion.pt"
     step, spent, first = 0, 0.0, 0
     if out.exists():
         state = torch.load(out, weights_only=False)
-        net.load_state_dict(state["net"])
+        net.load_state_dict(state["learning"])
+        mean.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent, first = state["step"], state["spent"], state["seed"]
-    frames, rng = Frames(first), np.random.default_rng(step)
-    frames.draw(32)
+    frames, rng = Frames(first, options.drawers), np.random.default_rng(step)
     begin, running, saved = time.process_time(), None, time.time()
     total = options.minutes * 60
     net.train()
 
     def save():
-        state = dict(net=net.state_dict(), optimiser=optimiser.state_dict(), step=step, spent=used, seed=frames.next)
+        state = dict(net=mean.state_dict(), learning=net.state_dict(), optimiser=optimiser.state_dict(), step=step, spent=used,
+                     seed=frames.last + 1)
         torch.save(state, out.with_suffix(".new"))
         out.with_suffix(".new").replace(out)
 
@@ -105,21 +143,23 @@ def main():
         part = used / total
         for group in optimiser.param_groups:
             group["lr"] = options.rate * min(1.0, 40 * part + 0.05) * 0.5 * (1 + math.cos(math.pi * part))
-        x, y = frames.batch(options.fresh, options.batch, rng)
-        if part < 0.8:  # crops are cheaper; the rest of the time, whole frames
-            top, left = rng.integers(0, SIZE - options.crop + 1, 2)
-            x, y = (v[:, :, top:top + options.crop, left:left + options.crop] for v in (x, y))
+        # Crops are cheaper; at the end, whole frames, so that the network learns what lies round a field.
+        x, y, near = frames.batch(*(options.batch, options.crop) if part < 0.75 else (options.batch // 2, SIZE), rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
             logits = net(x.contiguous(memory_format=torch.channels_last))
-        loss = loss_of(logits.float(), y)
+        loss = loss_of(logits.float(), y, near)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
         optimiser.step()
+        memory = min(MEMORY, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for old, new in zip(mean.state_dict().values(), net.state_dict().values()):
+                old.copy_(old * memory + new * (1 - memory) if old.is_floating_point() else new)
         running = float(loss.detach()) if running is None else 0.98 * running + 0.02 * float(loss.detach())
         step += 1
         if step % 50 == 0:
-            print(f"step {step} loss {running:.4f} cpu {used / 60:.1f} min", flush=True)
+            print(f"step {step} loss {running:.4f} cpu {used / 60:.1f} min, {frames.last} frames drawn", flush=True)
         if time.time() - saved > 60:
             save()
             saved = time.time()
