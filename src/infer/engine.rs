@@ -561,3 +561,6 @@ fn run_float(
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod whole_networks;

@@ -92,6 +92,13 @@ fn add_architecture(architecture: &str) -> Outcome {
     if !sudo("dpkg").args(["--add-architecture", architecture]).status()?.success() {
         return Err(format!("dpkg cannot add the architecture {architecture}").into());
     }
+    // A mirror that is being filled answers with sizes that do not fit, for a minute or so.
+    for _ in 0..2 {
+        if apt(&["update", "-qq"]).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_secs(30));
+    }
     apt(&["update", "-qq"])
 }
 
@@ -127,52 +134,107 @@ fn has_std(rustc: &str, target: &str) -> bool {
         })
 }
 
-/// Builds for one board (or every target of a board that is built) and holds the size against its budget.
-pub fn cross(root: &Path, name: &str) -> Outcome {
-    let board = board::parse(&board::expand(root, name)?)?;
-    let binary = build(root, &board.board.target)?;
-    let bytes = std::fs::metadata(&binary)?.len();
-    println!("{}: {:.1} MiB (at most {})", binary.display(), bytes as f64 / f64::from(1 << 20), BINARY_BYTES_MAX >> 20);
-    if bytes > BINARY_BYTES_MAX {
-        return Err(format!("the binary has {bytes} bytes, the budget is {BINARY_BYTES_MAX}").into());
+/// Builds for one board, or for every target whose standard library can be had, and holds the size against its budget.
+pub fn cross(root: &Path, name: Option<&str>) -> Outcome {
+    let targets = match name {
+        Some(name) => vec![board::parse(&board::expand(root, name)?)?.board.target],
+        None => ready(&TARGETS)?.into_iter().map(str::to_owned).collect(),
+    };
+    let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+    for (_, binary) in programs(root, &targets)? {
+        let bytes = std::fs::metadata(&binary)?.len();
+        println!("{}: {:.1} MiB (at most {})", binary.display(), bytes as f64 / f64::from(1 << 20), BINARY_BYTES_MAX >> 20);
+        if bytes > BINARY_BYTES_MAX {
+            return Err(format!("the binary has {bytes} bytes, the budget is {BINARY_BYTES_MAX}").into());
+        }
     }
     Ok(())
 }
 
+type Made<T> = Result<T, Box<dyn std::error::Error>>;
+
 /// Builds the static, stripped binary for a target, its packages beside it in the installed tree, and tells where it is.
-pub fn build(root: &Path, target: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let mut cargo = cargo(root, target)?;
-    cargo.args(["build", "--profile", "dist", "--package", "scanside", "--no-default-features", "--target", target]);
-    if !cargo.status()?.success() {
-        return Err(format!("the build for {target} failed").into());
-    }
-    Ok(root.join("target").join(target).join("dist").join("scanside"))
+pub fn build(root: &Path, target: &str) -> Made<PathBuf> {
+    Ok(programs(root, &[target])?.remove(0).1)
 }
 
-/// A cargo that can build for the target, and says with whose standard library.
-fn cargo(root: &Path, target: &str) -> Result<Command, Box<dyn std::error::Error>> {
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(root);
+/// As `build`, for several targets side by side: much of a build for one of them keeps one core busy and no more.
+pub fn programs<'a>(root: &Path, targets: &[&'a str]) -> Made<Vec<(&'a str, PathBuf)>> {
+    for (mut cargo, targets) in cargos(root, "build", targets)? {
+        if !cargo.status()?.success() {
+            return Err(format!("the build for {} failed", targets.join(" and ")).into());
+        }
+    }
+    let program = |target: &&'a str| (*target, root.join("target").join(target).join("dist").join("scanside"));
+    Ok(targets.iter().map(program).collect())
+}
+
+/// Builds the library's tests the way the binary itself is built, so that the same code of the same crates is tested.
+pub fn test_programs<'a>(root: &Path, targets: &[&'a str]) -> Made<Vec<(&'a str, PathBuf)>> {
+    let mut programs = Vec::new();
+    for (mut cargo, targets) in cargos(root, "test", targets)? {
+        cargo.args(["--no-run", "--lib", "--message-format", "json"]);
+        let output = cargo.stderr(Stdio::inherit()).output()?;
+        if !output.status.success() {
+            return Err(format!("the tests for {} do not build", targets.join(" and ")).into());
+        }
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let built = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let built: Vec<PathBuf> = built.filter_map(|message| Some(message["executable"].as_str()?.into())).collect();
+        for target in targets {
+            let folder = root.join("target").join(target);
+            let path = built.iter().find(|path| path.starts_with(&folder)).ok_or_else(|| format!("cargo names no tests for {target}"))?;
+            programs.push((target, path.clone()));
+        }
+    }
+    Ok(programs)
+}
+
+/// Cargos that build the firmware for the targets, as few as there are compilers, which are told.
+fn cargos<'a>(root: &Path, order: &str, targets: &[&'a str]) -> Made<Vec<(Command, Vec<&'a str>)>> {
+    let (own, others): (Vec<&str>, Vec<&str>) = targets.iter().partition(|target| has_std("rustc", target));
+    if let Some(target) = others.iter().find(|target| lacks_std(target)) {
+        return Err(format!("{target}: no standard library; `cargo xtask setup` installs one where it can be had").into());
+    }
+    let mut cargos = Vec::new();
+    for (targets, rustc, whose) in [(own, None, "of the installed toolchain"), (others, Some(DEBIAN_RUSTC), "from Debian")] {
+        if targets.is_empty() {
+            continue;
+        }
+        println!("{}: standard library {whose}", targets.join(" and "));
+        let mut cargo = Command::new("cargo");
+        cargo.current_dir(root).args([order, "--profile", "dist", "--package", "scanside", "--no-default-features"]);
+        if let Some(rustc) = rustc {
+            cargo.env("RUSTC", rustc);
+        }
+        for target in &targets {
+            configure(&mut cargo, root, target)?;
+        }
+        cargos.push((cargo, targets));
+    }
+    Ok(cargos)
+}
+
+/// Tells cargo how a target is compiled and linked.
+fn configure(cargo: &mut Command, root: &Path, target: &str) -> Outcome {
     let variable = target.to_uppercase().replace('-', "_");
     // Without the builder's paths the same source is the same binary in any checkout.
     let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;
-    let flags = format!(
+    let mut flags = format!(
         "-Ctarget-feature=+crt-static --remap-path-prefix={}=/scanside --remap-path-prefix={home}=/cargo",
         root.display()
     );
+    if target.starts_with("armv7") {
+        // Beyond 16 MiB of code, as the tests have, glibc's Thumb calls reach `memcpy` by a stub. For that, GNU ld 2.40's usual
+        // linker forgets that the function which chooses a `memcpy` is Thumb too: the program dies before `main`.
+        flags += " -Clink-arg=-fuse-ld=gold";
+    }
     cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), flags);
     if let Some(names) = debian(target) {
         cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), names.linker);
     }
-    if has_std("rustc", target) {
-        println!("{target}: standard library of the installed toolchain");
-    } else if has_std(DEBIAN_RUSTC, target) {
-        println!("{target}: standard library from Debian");
-        cargo.env("RUSTC", DEBIAN_RUSTC);
-    } else {
-        return Err(format!("{target}: no standard library; `cargo xtask setup` installs one where it can be had").into());
-    }
-    Ok(cargo)
+    cargo.args(["--target", target]);
+    Ok(())
 }
 
 /// Whether no compiler here has a standard library for the target.
@@ -180,30 +242,16 @@ pub fn lacks_std(target: &str) -> bool {
     !has_std("rustc", target) && !has_std(DEBIAN_RUSTC, target)
 }
 
-/// A program of tests.
-pub struct Tests {
-    /// Where it is.
-    pub path: PathBuf,
-    /// The library's own tests, of which some are chosen.
-    pub is_library: bool,
-}
-
-/// Builds the library's tests and those of whole networks, the way the binary itself is built.
-pub fn test_binaries(root: &Path, target: &str) -> Result<Vec<Tests>, Box<dyn std::error::Error>> {
-    let mut cargo = cargo(root, target)?;
-    cargo.args(["test", "--no-run", "--profile", "dist", "--package", "scanside", "--lib", "--test", "integer_networks"]);
-    let output = cargo.args(["--target", target, "--message-format", "json"]).stderr(Stdio::inherit()).output()?;
-    if !output.status.success() {
-        return Err(format!("the tests for {target} do not build").into());
+/// Those of the targets that can be built here; the others are named.
+///
+/// # Errors
+/// None can.
+pub fn ready<'a>(targets: &[&'a str]) -> Made<Vec<&'a str>> {
+    let (lacking, ready): (Vec<&str>, Vec<&str>) = targets.iter().partition(|target| lacks_std(target));
+    for target in lacking {
+        println!("skipped: {target}: its standard library can't be had at the moment");
     }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let tests = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    // Cargo builds the program itself beside its tests, and names it too.
-    let tests = tests.filter(|message| message["profile"]["test"] == true).filter_map(|message| {
-        let is_library = message["target"]["kind"].as_array()?.iter().any(|kind| kind == "lib");
-        Some(Tests { path: message["executable"].as_str()?.into(), is_library })
-    });
-    Ok(tests.collect())
+    if ready.is_empty() { Err("no target can be built; `cargo xtask setup`".into()) } else { Ok(ready) }
 }
 
 /// The ordinary release binary of this machine.

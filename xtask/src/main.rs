@@ -36,11 +36,11 @@ enum Task {
         #[command(subcommand)]
         action: BoardAction,
     },
-    /// Builds the static binary for a board.
+    /// Builds the static binary for a board, or for all ARM boards.
     Cross {
-        /// A file of board/, without .toml
-        #[arg(long, default_value = "qemu-virt")]
-        board: String,
+        /// A file of board/, without .toml; without it, one binary for every target
+        #[arg(long)]
+        board: Option<String>,
     },
     /// Makes the kernel, initramfs and disk of an emulated board.
     Image {
@@ -156,7 +156,7 @@ fn main() -> ExitCode {
         Task::Bench { what: Bench::Toolbox { data, repeat, offsets } } => toolbox::bench(&root(), &data, repeat, offsets),
         Task::Bench { what: Bench::Service { data } } => service::bench(&root(), &data),
         Task::Board { action } => board_task(action),
-        Task::Cross { board } => cross::cross(&root(), &board),
+        Task::Cross { board } => cross::cross(&root(), board.as_deref()),
         Task::Image { board } => image::image(&root(), &board),
         Task::Qemu { action: QemuAction::Test(arguments) } => qemu::test(&root(), &arguments),
         Task::Dist { board, binary, key, out } => dist::run(&root(), &dist::Order { board: &board, binary, key, out }),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::machine::{Bench, Power};
-use super::{Made, PATIENCE, Place, Receiver, done, parsed, system, word};
+use super::{Begun, Made, PATIENCE, Place, Receiver, done, parsed, system, word};
 use crate::{Outcome, image};
 
 /// Slices and rows of a study of these tests: enough for an exam, little to emulate.
@@ -58,7 +58,7 @@ fn send(place: &Place, bench: &Bench, study: &Path, attempts: u32) -> Command {
 
 /// Refused while there is no room, at boot and after; taken once there is.
 fn full_disk(place: &Place) -> Outcome {
-    let begun = Instant::now();
+    let begun = Begun::now();
     let bench = place.bench("full")?;
     let study = place.phantom("full", 21, 40, 192)?;
     let receiver = Receiver::new(place, &bench)?;
@@ -82,7 +82,7 @@ fn full_disk(place: &Place) -> Outcome {
 
 /// Stopped from outside, it feeds no watchdog; the board starts again by itself and works.
 fn hung_service(place: &Place) -> Outcome {
-    let begun = Instant::now();
+    let begun = Begun::now();
     let bench = place.bench("hung")?;
     let study = place.phantom("hung", 22, SLICES, ROWS)?;
     let mut machine = bench.start(&Power { words: "scanside.hang=5", ..Power::default() })?;
@@ -100,7 +100,7 @@ fn hung_service(place: &Place) -> Outcome {
 
 /// Pulled out before and while reports are on their way, and put back: each comes once.
 fn cable(place: &Place) -> Outcome {
-    let begun = Instant::now();
+    let begun = Begun::now();
     let bench = place.bench("cable")?;
     let mut machine = bench.start(&Power::default())?;
     machine.wait("scanside: ready", PATIENCE)?;
@@ -143,7 +143,7 @@ fn pack(place: &Place, key: &UpdateKey, name: &str, release: &str, binary: &[u8]
 
 /// One flipped bit is refused; a good one is tried, confirmed and kept; one that does not run is left again.
 fn updates(place: &Place, key: &UpdateKey) -> Outcome {
-    let begun = Instant::now();
+    let begun = Begun::now();
     let bench = place.bench("updates")?;
     let binary = fs::read(&place.image.binary)?;
     let good = pack(place, key, "good", "9.1.0", &binary)?;
@@ -178,7 +178,7 @@ fn updates(place: &Place, key: &UpdateKey) -> Outcome {
 
 /// The power is cut at random moments, boots included, while studies stream in.
 fn power_cuts(place: &Place, cuts: u32, seed: u64) -> Outcome {
-    let begun = Instant::now();
+    let begun = Begun::now();
     println!("{cuts} power cuts, seed {seed}");
     let mut random = Random(seed | 1);
     let bench = place.bench("cuts")?;

@@ -22,13 +22,16 @@ type Made<T> = Result<T, Box<dyn std::error::Error>>;
 /// An emulated machine on a busy host: what takes a second on a board takes a minute there.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// What the emulated machine runs.
+const MACHINE: &str = "aarch64-unknown-linux-gnu";
+
 /// Which parts, and how much of them.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only the unit and kernel tests, processor by processor, without a machine.
+    /// Only the library's tests and the program on one study, processor by processor, without a machine.
     #[arg(long)]
     user: bool,
-    /// Of the unit and kernel tests only those of one target.
+    /// Of those only one target's.
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
     /// Only the whole machine: a chest CT by C-STORE, then from a USB stick, and what it cost.
@@ -51,15 +54,19 @@ pub struct Arguments {
 /// Runs the parts asked for, or all.
 pub fn test(root: &Path, arguments: &Arguments) -> Outcome {
     let all = !(arguments.user || arguments.system || arguments.faults);
+    let host = cross::host_binary(root)?;
+    let folder = root.join("target/qemu/test");
+    fs::create_dir_all(&folder)?;
     if all || arguments.user {
-        user::test(root, arguments.target.as_deref())?;
+        user::test(root, &host, &folder, arguments.target.as_deref())?;
     }
     if !(all || arguments.system || arguments.faults) {
         return Ok(());
     }
-    let host = cross::host_binary(root)?;
-    let folder = root.join("target/qemu/test");
-    fs::create_dir_all(&folder)?;
+    if cross::ready(&[MACHINE]).is_err() {
+        println!("not run: the whole machine and its faults, which need {MACHINE}");
+        return Ok(());
+    }
     let key = faults::update_key(&host, &folder)?;
     let image = image::build(root, "qemu-virt", Some(&key.public))?;
     image.hold()?;
@@ -90,20 +97,24 @@ impl Place {
         Bench::new(&self.folder.join(name), &self.image)
     }
 
-    /// A folder with a phantom's DICOM files, drawn once.
     fn phantom(&self, name: &str, seed: u64, slices: u32, rows: u32) -> Made<PathBuf> {
-        let out = self.folder.join("phantoms").join(name);
-        if !out.join("truth.json").is_file() {
-            let numbers = [("--seed", seed), ("--slices", slices.into()), ("--rows", rows.into())];
-            let mut command = Command::new(&self.host);
-            command.args(["phantom", "--format", "dicom", "--slice-mm", "5", "--nodule", "solid:14", "--out"]).arg(&out);
-            for (key, value) in numbers {
-                command.args([key, &value.to_string()]);
-            }
-            image::run(command.stdout(Stdio::null()))?;
-        }
-        Ok(out.join("dicom"))
+        phantom(&self.host, &self.folder, name, seed, slices, rows)
     }
+}
+
+/// A folder with a phantom's DICOM files, drawn once.
+fn phantom(host: &Path, folder: &Path, name: &str, seed: u64, slices: u32, rows: u32) -> Made<PathBuf> {
+    let out = folder.join("phantoms").join(name);
+    if !out.join("truth.json").is_file() {
+        let numbers = [("--seed", seed), ("--slices", slices.into()), ("--rows", rows.into())];
+        let mut command = Command::new(host);
+        command.args(["phantom", "--format", "dicom", "--slice-mm", "5", "--nodule", "solid:14", "--out"]).arg(&out);
+        for (key, value) in numbers {
+            command.args([key, &value.to_string()]);
+        }
+        image::run(command.stdout(Stdio::null()))?;
+    }
+    Ok(out.join("dicom"))
 }
 
 /// The device at the other end of the cable: `scanside watch` on the emulated serial line. It outlives the machine, and
@@ -195,9 +206,29 @@ fn word(report: &Value, name: &str) -> String {
     report[name].as_str().unwrap_or_default().to_owned()
 }
 
+/// When a step was begun: by the clock, and of the processor time that this program and those it waited for had used.
+struct Begun {
+    at: Instant,
+    used_s: f64,
+}
+
+impl Begun {
+    fn now() -> Self {
+        Self { at: Instant::now(), used_s: used_s().unwrap_or(0.0) }
+    }
+}
+
+/// utime, stime, cutime and cstime of proc(5), in ticks of 10 ms.
+fn used_s() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let ticks = stat.rsplit(')').next()?.split_whitespace().skip(11).take(4);
+    Some(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0)
+}
+
 /// One line of progress.
-fn done(what: &str, begun: Instant) {
-    println!("{what} ({:.0} s)", begun.elapsed().as_secs_f64());
+fn done(what: &str, begun: Begun) {
+    let used_s = used_s().unwrap_or(0.0) - begun.used_s;
+    println!("{what} ({:.0} s, {used_s:.0} s of a core)", begun.at.elapsed().as_secs_f64());
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+
 
 use super::machine::{Bench, Machine, Power};
-use super::{Made, PATIENCE, Place, Receiver, done, field, parsed, word};
+use super::{Begun, Made, PATIENCE, Place, Receiver, done, field, parsed, word};
 use crate::Outcome;
 
 /// What a board may need for one chest exam, page cache and all: the second machine has no more.
@@ -60,14 +60,14 @@ fn study(place: &Place, data: &Path) -> Made<Study> {
 }
 
 /// The findings of the board must be those of this machine, to the byte.
-fn compare(study: &Study, report: &str) -> Outcome {
+pub fn compare(here: &str, there: &str) -> Outcome {
     for name in ["status", "findings", "measurements", "volume", "models", "series_uid", "study_uid", "exam"] {
-        let (here, there) = (field(&study.report, name)?, field(report, name)?);
-        if here != there {
-            return Err(format!("{name} of the board differs\n  here:  {here}\n  board: {there}").into());
+        let (ours, theirs) = (field(here, name)?, field(there, name)?);
+        if ours != theirs {
+            return Err(format!("{name} of the board differs\n  here:  {ours}\n  board: {theirs}").into());
         }
     }
-    let findings = parsed(report)?["findings"].as_array().map_or(0, Vec::len);
+    let findings = parsed(there)?["findings"].as_array().map_or(0, Vec::len);
     if findings == 0 {
         return Err("the study has no findings, so that nothing was compared".into());
     }
@@ -104,14 +104,14 @@ pub fn ready(machine: &mut Machine) -> Made<f64> {
 }
 
 fn by_the_network(place: &Place, study: &Study) -> Made<f64> {
-    let begun = Instant::now();
+    let begun = Begun::now();
     let bench = place.bench("network")?;
     let mut machine = bench.start(&Power::default())?;
     let ready = ready(&mut machine)?;
     let receiver = Receiver::new(place, &bench)?;
     send(place, &bench, &study.folder)?;
     let reports = receiver.wait(1, PATIENCE)?;
-    compare(study, &reports[0])?;
+    compare(&study.report, &reports[0])?;
     done("by C-STORE into 1,024 MiB and two Cortex-A76, out by the serial line", begun);
     Ok(ready)
 }
@@ -124,7 +124,7 @@ struct Memory {
 
 /// On the smallest memory that is promised, and without dot products.
 fn from_a_stick(place: &Place, study: &Study) -> Made<Memory> {
-    let begun = Instant::now();
+    let begun = Begun::now();
     let bench = place.bench("stick")?;
     let stick = stick(&place.folder.join("study.fat"), &study.folder, "study")?;
     let mut machine = bench.start(&Power { cpu: "cortex-a72", memory_mib: EXAM_MIB, words: "scanside.stats", ..Power::default() })?;
@@ -133,7 +133,7 @@ fn from_a_stick(place: &Place, study: &Study) -> Made<Memory> {
     machine.plug(&stick, "study")?;
     machine.wait("stick ended with 0", PATIENCE)?;
     let reports = receiver.wait(1, PATIENCE)?;
-    compare(study, &reports[0])?;
+    compare(&study.report, &reports[0])?;
     machine.wait("stats ", PATIENCE)?;
     machine.unplug("study")?;
     let stats: Vec<Stats> = machine.lines().iter().filter_map(|line| Stats::read(line)).collect();
@@ -186,7 +186,7 @@ struct Counted {
 }
 
 fn counted(place: &Place, study: &Study) -> Made<Counted> {
-    let begun = Instant::now();
+    let begun = Begun::now();
     let bench = place.bench("counted")?;
     let stick = place.folder.join("study.fat");
     let mut machine = bench.start(&Power { cores: 1, counted: true, words: "scanside.stats", ..Power::default() })?;
@@ -195,7 +195,7 @@ fn counted(place: &Place, study: &Study) -> Made<Counted> {
     let receiver = Receiver::new(place, &bench)?;
     machine.plug(&stick, "study")?;
     let reports = receiver.wait(1, 2 * PATIENCE)?;
-    compare(study, &reports[0])?;
+    compare(&study.report, &reports[0])?;
     if word(&parsed(&reports[0])?, "status") == "failed" {
         return Err("the exam failed".into());
     }

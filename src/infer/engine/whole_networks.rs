@@ -1,10 +1,11 @@
 //! Whole quantized networks against ONNX Runtime, bit for bit, on every kernel of this processor.
 
 use ndarray::{ArrayD, IxDyn};
-use scanside::infer::engine::Network;
-use scanside::infer::kernels::Kernel;
-use scanside::pool::Pool;
 use sha2::{Digest, Sha256};
+
+use super::Network;
+use crate::infer::kernels::Kernel;
+use crate::pool::Pool;
 
 const NETWORKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/networks");
 
