@@ -224,7 +224,7 @@ fn resizing_beyond_all_bounds_is_refused_before_anything_is_allocated() {
 }
 
 #[test]
-fn a_float_convolution_with_its_relu_runs_in_our_kernel_to_the_bits_of_its_definition() {
+fn a_float_convolution_with_its_relu_runs_in_our_kernel_where_it_is_fast_and_to_the_bits_of_its_definition() {
     let mut model = network(
         &[1, 1, 1, 3],
         vec![node("Conv", &["x", "w", "b"], "c"), node("Relu", &["c"], "y")],
@@ -232,7 +232,9 @@ fn a_float_convolution_with_its_relu_runs_in_our_kernel_to_the_bits_of_its_defin
     );
     model.graph.as_mut().unwrap().node[0].attribute.push(ints("kernel_shape", vec![1, 1]));
     let network = load(&model).unwrap();
-    assert_eq!(network.explain().iter().filter(|step| step.place == "float").count(), 1);
+    // Without fused multiply-adds in hardware it is tract's, and of the same definition.
+    let ours = network.explain().iter().filter(|step| step.place == "float").count();
+    assert_eq!(ours, usize::from(crate::infer::kernels::FloatConv::is_fast()));
     let x = ArrayD::from_shape_vec(IxDyn(&[1, 1, 1, 3]), vec![1.0, -1.0, 0.0]).unwrap();
     let y = network.session().unwrap().run(&Pool::new(2), &[x.view()]).unwrap();
     assert_eq!(y[0].shape(), [1, 2, 1, 3]);
