@@ -39,7 +39,7 @@ const TARGETS: [&str; 2] = ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gn
 
 /// Installs what the cross build, the image and the QEMU tests need on Debian.
 pub fn setup(root: &Path) -> Outcome {
-    let mut packages = vec!["qemu-user-static", "qemu-system-arm", "e2fsprogs", "dosfstools", "mtools", "zstd"];
+    let mut packages = vec!["qemu-user-static", "qemu-system-arm", "e2fsprogs", "dosfstools", "mtools", "zstd", "mmdebstrap"];
     for target in TARGETS {
         let names = debian(target).expect("both targets are in the table");
         packages.extend([names.linker_package, names.libc_package]);
@@ -104,7 +104,8 @@ fn add_architecture(architecture: &str) -> Outcome {
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
-fn sudo(program: &str) -> Command {
+/// A command as root.
+pub fn sudo(program: &str) -> Command {
     if rootless() {
         let mut command = Command::new("sudo");
         command.arg(program);

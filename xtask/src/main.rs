@@ -68,6 +68,8 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// Installs, upgrades, removes and purges the package in a Debian of its own that runs (as root or with sudo).
+    DistTest,
     /// Installs what the cross build, the image and the QEMU tests need (Debian).
     Setup,
     /// Checks the structure: import order, confinement of tract, memmap2, the dicom crates and unsafe, dead files.
@@ -160,6 +162,7 @@ fn main() -> ExitCode {
         Task::Image { board } => image::image(&root(), &board),
         Task::Qemu { action: QemuAction::Test(arguments) } => qemu::test(&root(), &arguments),
         Task::Dist { board, binary, key, out } => dist::run(&root(), &dist::Order { board: &board, binary, key, out }),
+        Task::DistTest => dist::debian::test(&root()),
         Task::Setup => cross::setup(&root()),
         Task::Tidy => tidy::run(&root()),
     };

@@ -15,13 +15,14 @@ pub fn architecture(target: &str) -> Result<&'static str, String> {
 }
 
 // The helpers are those of debhelper's own scripts: they keep what the administrator has enabled, disabled or masked, and
-// do nothing where no systemd runs. DPKG_ROOT: the tree may be another than the one that runs.
+// do nothing where no systemd runs. DPKG_ROOT: the tree may be another than the one that runs. Folders that cannot be made
+// now, as where /proc is not mounted, systemd makes at boot.
 const POSTINST: &str = r#"#!/bin/sh
 set -e
 if [ "$1" = configure ]; then
     if command -v systemd-sysusers >/dev/null; then
         systemd-sysusers --root="$DPKG_ROOT/" "$DPKG_ROOT/usr/lib/sysusers.d/scanside.conf"
-        systemd-tmpfiles --root="$DPKG_ROOT/" --create "$DPKG_ROOT/usr/lib/tmpfiles.d/scanside.conf"
+        systemd-tmpfiles --root="$DPKG_ROOT/" --create "$DPKG_ROOT/usr/lib/tmpfiles.d/scanside.conf" || true
     fi
     if command -v deb-systemd-helper >/dev/null; then
         deb-systemd-helper unmask scanside.service >/dev/null || true

@@ -3,6 +3,7 @@
 
 mod archive;
 mod deb;
+pub mod debian;
 pub mod root;
 mod sbom;
 #[cfg(test)]
