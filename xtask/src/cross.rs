@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use crate::{Outcome, board};
 
-/// The static aarch64 binary may not grow beyond this: half of the smallest board's spare flash slot.
+/// The static binary may not grow beyond this: half of the smallest board's spare flash slot. For armv7 it is a limit of GNU
+/// ld (2.40) too: with more than 16 MiB of code glibc's Thumb calls reach `memcpy` by a stub, the linker then forgets that the
+/// function which chooses a `memcpy` is Thumb, and the program dies before `main`.
 const BINARY_BYTES_MAX: u64 = 16 << 20;
 
 /// Debian's names for what a target needs.
@@ -221,15 +223,10 @@ fn configure(cargo: &mut Command, root: &Path, target: &str) -> Outcome {
     let variable = target.to_uppercase().replace('-', "_");
     // Without the builder's paths the same source is the same binary in any checkout.
     let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;
-    let mut flags = format!(
+    let flags = format!(
         "-Ctarget-feature=+crt-static --remap-path-prefix={}=/scanside --remap-path-prefix={home}=/cargo",
         root.display()
     );
-    if target.starts_with("armv7") {
-        // Beyond 16 MiB of code, as the tests have, glibc's Thumb calls reach `memcpy` by a stub. For that, GNU ld 2.40's usual
-        // linker forgets that the function which chooses a `memcpy` is Thumb too: the program dies before `main`.
-        flags += " -Clink-arg=-fuse-ld=gold";
-    }
     cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), flags);
     if let Some(names) = debian(target) {
         cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), names.linker);
