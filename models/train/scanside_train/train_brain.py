@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from . import brain_synth, nets
+from .learning import Learning
 
 
 def spec_of(name):
@@ -72,43 +72,16 @@ def main():
     net = nets.Network(spec_of(options.name)).to(memory_format=torch.channels_last_3d).train()
     for norm in net.norms.values():
         norm.momentum = 0.03  # one brain at a time
-    optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=1e-4)
-    out, step = options.out or options.work / f"{options.name}.pt", 0
-    if out.exists():
-        state = torch.load(out, weights_only=False)
-        net.load_state_dict(state["net"])
-        if "optimiser" in state:
-            optimiser.load_state_dict(state["optimiser"])
-        step = state["step"]
-    print(f"{options.name}: {list(maps)}, step {step}, {nets.macs(net.spec, (64,) * 3) / 64 ** 3:.0f} MAC a voxel", flush=True)
-    began, saved, running = time.time(), time.time(), None
-
-    def save():
-        scratch = out.with_suffix(".new")
-        torch.save(dict(net=net.state_dict(), optimiser=optimiser.state_dict(), step=step), scratch)
-        scratch.replace(out)
-
-    while step < options.steps and time.time() - began < options.minutes * 60:
-        part = step / options.steps
-        for group in optimiser.param_groups:
-            group["lr"] = options.rate * min(1.0, (step + 1) / 40) * 0.5 * (1 + math.cos(math.pi * part))
-        x, y = batch(options.name, maps, [len(options.name), step], coarse=part < COARSE)
+    learning = Learning(net, options.out or options.work / f"{options.name}.pt", options.rate)
+    print(f"{options.name}: {list(maps)}, step {learning.step}, {nets.macs(net.spec, (64,) * 3) / 64 ** 3:.0f} MAC a voxel", flush=True)
+    began = time.time()
+    while learning.step < options.steps and time.time() - began < options.minutes * 60:
+        part = learning.step / options.steps
+        x, y = batch(options.name, maps, [len(options.name), learning.step], coarse=part < COARSE)
         with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
             logits = net(x.to(memory_format=torch.channels_last_3d))
-        loss = loss_of(logits.float(), y, options.name)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
-        optimiser.step()
-        step += 1
-        running = float(loss.detach()) if running is None else 0.98 * running + 0.02 * float(loss.detach())
-        if step % 10 == 0:
-            print(f"step {step} loss {running:.4f} ({time.process_time():.0f} CPU s, {time.time() - began:.0f} s)", flush=True)
-        if time.time() - saved > 60:
-            save()
-            saved = time.time()
-    save()
-    print(f"done: {step} steps", flush=True)
+        learning.learn(loss_of(logits.float(), y, options.name), part)
+    learning.done()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from . import nets
+from .learning import Learning
 
 SIZE, GRID_MM, PLANE_MM, CANVAS = 160, 3.0, 1.5, 352
 WINDOW = (-1000.0, 400.0)
@@ -164,43 +164,14 @@ def main():
     net = nets.Network(nets.lung_net())
     if options.start:
         net.load_state_dict(torch.load(options.start, weights_only=False)["net"])
-    optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=1e-4)
-    out = options.work / f"{options.name}.pt"
-    step, spent = 0, 0.0
-    if out.exists():
-        state = torch.load(out, weights_only=False)
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["spent"]
-    generator = torch.Generator().manual_seed(1000 + step)
-    rng = np.random.default_rng(step)
+    learning = Learning(net, options.work / f"{options.name}.pt", options.rate)
+    generator, rng = torch.Generator().manual_seed(1000 + learning.step), np.random.default_rng(learning.step)
     chance = weights / weights.sum()
-    begin, running, saved = time.process_time(), None, time.time()
-    total = options.minutes * 60
-    net.train()
-    while True:
-        used = spent + time.process_time() - begin
-        if used >= total:
-            break
-        part = used / total
-        for group in optimiser.param_groups:
-            group["lr"] = options.rate * min(1.0, 20 * part + 0.05) * 0.5 * (1 + math.cos(math.pi * part))
+    while (part := learning.cpu_s() / (options.minutes * 60)) < 1:
         pick = rng.choice(len(images), options.batch, p=chance)
         x, y = augment(torch.from_numpy(images[pick]), torch.from_numpy(marks[pick]), generator)
-        loss = loss_of(net(x), y)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        running = float(loss.detach()) if running is None else 0.98 * running + 0.02 * float(loss.detach())
-        step += 1
-        if step % 50 == 0:
-            print(f"step {step} loss {running:.4f} cpu {used / 60:.1f} min", flush=True)
-        if time.time() - saved > 60:
-            torch.save(dict(net=net.state_dict(), optimiser=optimiser.state_dict(), step=step, spent=used), out)
-            saved = time.time()
-    used = spent + time.process_time() - begin
-    torch.save(dict(net=net.state_dict(), optimiser=optimiser.state_dict(), step=step, spent=used), out)
-    print(f"done: {step} steps, {used / 60:.1f} CPU-minutes, loss {running or 0:.4f}")
+        learning.learn(loss_of(net(x), y), part)
+    learning.done()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import copy
-import math
 import multiprocessing
 import queue
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from . import bmode, nets
+from .learning import Learning
 
 SIZE = bmode.SIZE
 #: Seeds of training frames are below it, those of evaluation above: no frame is both.
@@ -29,6 +27,8 @@ KINDS = (0.42, 0.3, 0.28)
 LESIONS = 3
 #: Of the mean network that is kept.
 MEMORY = 0.999
+#: Frames that are drawn before learning begins or goes on: few would be learnt by heart.
+FIRST = 1500
 
 
 def nearest_lesion(labels):
@@ -69,7 +69,7 @@ class Frames:
         del self.frames[:-self.kept]
 
     def batch(self, size, crop, rng):
-        self.take(64)
+        self.take(FIRST)
         x, y, near = np.empty((3, size, crop, crop), np.float32)
         for n in range(size):
             frame = self.frames[rng.integers(0, len(self.frames))]
@@ -115,57 +115,16 @@ def main():
     # One pixel in twenty is a lesion's: to begin at one half would drive everything to nothing first.
     torch.nn.init.constant_(net.convs["logits"].bias, -3.0)
     print(f"{nets.macs(net.spec, (SIZE, SIZE)) / 1e9:.3f} GMAC a frame", flush=True)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=1e-4)
-    mean = copy.deepcopy(net)
-    out = options.work / "us-lesion.pt"
-    step, spent, first = 0, 0.0, 0
-    if out.exists():
-        state = torch.load(out, weights_only=False)
-        net.load_state_dict(state["learning"])
-        mean.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent, first = state["step"], state["spent"], state["seed"]
-    frames, rng = Frames(first, options.drawers), np.random.default_rng(step)
-    begin, running, saved = time.process_time(), None, time.time()
-    total = options.minutes * 60
-    net.train()
-
-    def save():
-        state = dict(net=mean.state_dict(), learning=net.state_dict(), optimiser=optimiser.state_dict(), step=step, spent=used,
-                     seed=frames.last + 1)
-        torch.save(state, out.with_suffix(".new"))
-        out.with_suffix(".new").replace(out)
-
-    while True:
-        used = spent + time.process_time() - begin
-        if used >= total:
-            break
-        part = used / total
-        for group in optimiser.param_groups:
-            group["lr"] = options.rate * min(1.0, 40 * part + 0.05) * 0.5 * (1 + math.cos(math.pi * part))
+    learning = Learning(net, options.work / "us-lesion.pt", options.rate, MEMORY)
+    frames, rng = Frames(learning.extra.get("seed", 0), options.drawers), np.random.default_rng(learning.step)
+    while (part := learning.cpu_s() / (options.minutes * 60)) < 1:
         # Crops are cheaper; at the end, whole frames, so that the network learns what lies round a field.
         x, y, near = frames.batch(*(options.batch, options.crop) if part < 0.75 else (options.batch // 2, SIZE), rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
             logits = net(x.contiguous(memory_format=torch.channels_last))
-        loss = loss_of(logits.float(), y, near)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
-        optimiser.step()
-        memory = min(MEMORY, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for old, new in zip(mean.state_dict().values(), net.state_dict().values()):
-                old.copy_(old * memory + new * (1 - memory) if old.is_floating_point() else new)
-        running = float(loss.detach()) if running is None else 0.98 * running + 0.02 * float(loss.detach())
-        step += 1
-        if step % 50 == 0:
-            print(f"step {step} loss {running:.4f} cpu {used / 60:.1f} min, {frames.last} frames drawn", flush=True)
-        if time.time() - saved > 60:
-            save()
-            saved = time.time()
-    used = spent + time.process_time() - begin
-    save()
-    print(f"done: {step} steps, {used / 60:.1f} CPU-minutes, loss {running or 0:.4f}")
+        learning.extra["seed"] = frames.last + 1
+        learning.learn(loss_of(logits.float(), y, near), part)
+    learning.done()
 
 
 if __name__ == "__main__":
