@@ -127,7 +127,7 @@ fn whole_way(
             stop.store(true, Ordering::SeqCst);
         }
     };
-    let sent = std::thread::scope(|scope| {
+    let (sent, line) = std::thread::scope(|scope| {
         let (stop, serial_came, socket_came) = (&stop, &came, &came);
         let mut near = Some(pty);
         let serial = scope.spawn(move || {
@@ -141,6 +141,7 @@ fn whole_way(
                     serial_came("serial", report);
                 }
             }
+            receiver
         });
         let listener = scope.spawn(move || -> Result<(), String> {
             let mut client = Client::connect(&socket, "demo").map_err(|e| e.to_string())?;
@@ -159,14 +160,15 @@ fn whole_way(
         if sent.is_err() {
             stop.store(true, Ordering::SeqCst);
         }
-        let _ = serial.join();
-        let heard = listener.join().map_err(|_| Failure::impossible("the socket's reader failed"))?;
-        sent?;
-        heard.map_err(|e| Failure::impossible(format!("the socket: {e}")))
+        let line = serial.join();
+        let heard = listener.join().unwrap_or_else(|_| Err("its reader failed".into()));
+        (sent.and_then(|()| heard.map_err(|e| Failure::impossible(format!("the socket: {e}")))), line)
     });
     sent?;
     let arrived = arrived.into_inner().unwrap_or_else(|e| e.into_inner());
     service.stop();
+    // Not before: the service would call it a cable that was pulled.
+    drop(line);
     verdict(phantom.truth(), &arrived)
 }
 

@@ -1,5 +1,7 @@
 """The cards: what a model was made from, what it can and cannot do. Figures come from a results file, never from here."""
 
+from . import nets
+
 ATTRIBUTION = """## Data and attribution
 
 Images: 4D-Lung, patient 113_HM10395 (Hugo et al., CC BY 3.0, doi 10.7937/K9/TCIA.2016.ELN8YGLE); Lung-PET-CT-Dx, A0001
