@@ -38,6 +38,10 @@ fn frames(cine: &Cine) -> Vec<Vec<u8>> {
 
 /// The report on DICOM files as `scanside analyze` makes it.
 fn analysed(files: &[Vec<u8>]) -> Report {
+    analysed_by(&[ExamKind::Ultrasound], files)
+}
+
+fn analysed_by(exams: &[ExamKind], files: &[Vec<u8>]) -> Report {
     let scratch = tempfile::tempdir().unwrap();
     let mut assembler = Assembler::new(scratch.path(), Limits::default());
     for file in files {
@@ -45,12 +49,21 @@ fn analysed(files: &[Vec<u8>]) -> Report {
     }
     assembler.finish_all(Instant::now());
     let series = assembler.take_finished().remove(0);
-    let exams = Exams::load(&models(), &[ExamKind::Ultrasound]).unwrap();
+    let exams = Exams::load(&models(), exams).unwrap();
     let device = Device { name: "test".into(), version: "0".into(), uid: Uid::derived(b"test") };
     let analyst = Analyst::new(exams, 2, device, scratch.path().to_owned());
     let report = analyst.analyse(&series, &[], Timestamp::UNIX_EPOCH, &|_| {}).report;
     // As a receiver reads it: a number's last bit is not the same after its way through text.
     Report::from_json(&report.to_json().unwrap()).unwrap()
+}
+
+#[test]
+fn where_nobody_named_the_exam_the_report_says_how_it_is_named() {
+    let cine = Cine::new(CineOptions { frames: 2, ..CineOptions::default() });
+    let report = analysed_by(&[], &[cine.file(TransferSyntax::find(EXPLICIT_LITTLE).unwrap(), true).unwrap()]);
+    let reason = report.reason.unwrap();
+    assert_eq!((report.status, reason.code.as_str()), (Status::NotAttempted, "no_exam"));
+    assert!(reason.text.contains("--exam ultrasound"), "{}", reason.text);
 }
 
 #[test]

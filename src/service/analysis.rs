@@ -294,7 +294,14 @@ impl Analyst {
                 (failed(fault.to_string(), subject), None)
             }
             Ok(None) => {
-                let text = format!("there is no exam for {} here", subject.modality.term());
+                let modality = subject.modality;
+                let text = match ExamKind::ALL.into_iter().find(|kind| kind.modality() == modality) {
+                    Some(kind) => {
+                        let (name, modality) = (kind.name(), modality.term());
+                        format!("the exam for {modality}, {name}, runs only where it is named (--exam {name}; [exams] run)")
+                    }
+                    None => format!("there is no exam for {} here", modality.term()),
+                };
                 (Report::not_attempted(subject, Reason::new("no_exam", text), now), None)
             }
             Ok(Some(Err(AttemptError::Exam(ExamError::Rejected(rejection))))) => {
