@@ -20,8 +20,14 @@ const KEPT_MAX: usize = 200;
 /// transducer takes it out of the plane for about one.
 const HIDDEN_MAX: usize = 90;
 
+/// Frames a lesion must have been seen in to be found again where it is not quite expected.
+const KNOWN_MIN: usize = 3;
+
 /// Share of a new outline in the smoothed one.
 const SMOOTHING: f32 = 0.35;
+
+/// Logarithm of the ratio of areas up to which two outlines can be one lesion's.
+const CHANGE_MAX: f64 = 2.2;
 
 /// What the network saw in one frame.
 #[derive(Debug, Clone)]
@@ -112,6 +118,13 @@ impl Track {
         self.expected = [0, 1].map(|axis| self.outline.centre[axis] + self.speed[axis]);
     }
 
+    /// Takes a detection after the hand moved in a way that nothing in view has shown.
+    fn take_again(&mut self, frame: usize, detection: &Detection) {
+        self.take(frame, detection);
+        self.speed = [0.0; 2];
+        self.expected = self.outline.centre;
+    }
+
     fn miss(&mut self, common: [f64; 2]) {
         self.hidden += 1;
         for (axis, common) in common.into_iter().enumerate() {
@@ -132,14 +145,21 @@ impl Track {
         let (own, other) = (self.outline.area().max(1e-9), detection.outline.area().max(1e-9));
         let change = libm::log(own / other).abs();
         // Rocking cuts a ball at another height: it looks smaller, not another.
-        if change > 2.2 {
+        if change > CHANGE_MAX {
             return None;
         }
+        let distance = self.distance(detection, field, [0.6, 0.03, 0.02]);
+        // Where two may be meant, it is the one that has been there longer.
+        let youth = 0.5 / (1.0 + self.seen as f64 / 10.0);
+        (distance <= 1.0).then_some(distance + 0.25 * change + youth)
+    }
+
+    /// How far it is from where it is looked for, 1 at the gate: so many diameters or parts of the field, more for each frame hidden.
+    fn distance(&self, detection: &Detection, field: f64, [diameters, parts, growth]: [f64; 3]) -> f64 {
         let [dx, dy] = [0, 1].map(|axis| detection.outline.centre[axis] - self.expected[axis]);
-        let diameter = 2.0 * (own.max(other) / std::f64::consts::PI).sqrt();
-        let gate = (0.6 * diameter).max(0.03 * field) * (1.0 + 0.02 * self.hidden.min(50) as f64);
-        let distance = libm::hypot(dx, dy) / gate;
-        (distance <= 1.0).then_some(distance + 0.25 * change)
+        let diameter = 2.0 * (self.outline.area().max(detection.outline.area()) / std::f64::consts::PI).sqrt();
+        let gate = (diameters * diameter).max(parts * field) * (1.0 + growth * self.hidden.min(50) as f64);
+        libm::hypot(dx, dy) / gate.max(1e-9)
     }
 }
 
@@ -197,6 +217,16 @@ impl Tracker {
         for (detection, _) in detections.iter().zip(taken).filter(|(_, taken)| !taken) {
             // What lies within a lesion that is followed already is a piece of it.
             if self.active.iter().any(|track| track.covers(detection.outline.centre)) {
+                continue;
+            }
+            // While a lesion is out of sight the hand may move unseen: the nearest one that is missed has come back.
+            let missed = self.active.iter_mut().filter(|track| !track.is_visible() && track.seen >= KNOWN_MIN);
+            let nearest = missed
+                .map(|track| (track.distance(detection, field, [1.2, 0.06, 0.03]), track))
+                .filter(|(distance, _)| *distance <= 1.0)
+                .min_by(|(a, _), (b, _)| a.total_cmp(b));
+            if let Some((_, track)) = nearest {
+                track.take_again(frame, detection);
                 continue;
             }
             self.active.push(Track::new(self.next, frame, detection));
@@ -346,6 +376,19 @@ mod tests {
         let tracks = tracker.finish();
         assert_eq!(tracks.iter().map(|t| (t.id, t.seen)).collect::<Vec<_>>(), [(1, 170), (2, 200)]);
         assert_eq!((tracks[0].first_frame, tracks[0].last_frame), (0, 199));
+    }
+
+    #[test]
+    fn a_lesion_alone_in_view_is_found_again_where_the_hand_has_taken_it_and_another_far_off_is_another() {
+        let mut tracker = Tracker::starting_at(1);
+        for frame in 0..20usize {
+            tracker.step(frame, 0, &[disc(50.0, 50.0, 6.0)], 300.0);
+        }
+        for frame in 20..45usize {
+            tracker.step(frame, 0, &[], 300.0);
+        }
+        tracker.step(45, 0, &[disc(66.0, 58.0, 6.0), disc(150.0, 50.0, 6.0)], 300.0);
+        assert_eq!(tracker.finish().iter().map(|t| (t.id, t.seen)).collect::<Vec<_>>(), [(1, 21), (2, 1)]);
     }
 
     #[test]
