@@ -376,10 +376,18 @@ pub fn table(report: &Report) -> String {
     if let Some(volume) = &report.volume {
         let [k, j, i] = volume.shape;
         let [z, y, x] = volume.spacing_mm.zyx_mm();
-        let _ = writeln!(text, "{k} slices of {j} x {i}, {z:.3} x {y:.3} x {x:.3} mm");
+        let _ = match volume.cine {
+            None => writeln!(text, "{k} slices of {j} x {i}, {z:.3} x {y:.3} x {x:.3} mm"),
+            Some(cine) if cine.calibrated => writeln!(text, "{k} frames of {j} x {i}, {y:.3} x {x:.3} mm"),
+            Some(_) => writeln!(text, "{k} frames of {j} x {i}, not calibrated: measures are in pixels"),
+        };
     }
     for (name, measurement) in &report.measurements {
-        let _ = writeln!(text, "{name}: {:.1} {}", measurement.value, measurement.unit);
+        // UCUM's unity is a count.
+        let _ = match measurement.unit.as_str() {
+            "1" => writeln!(text, "{name}: {}", measurement.value),
+            unit => writeln!(text, "{name}: {:.1} {unit}", measurement.value),
+        };
     }
     if !matches!(report.status, Status::Complete | Status::Partial) {
         return text;
