@@ -243,7 +243,7 @@ pub fn lacks_std(target: &str) -> bool {
 /// Those of the targets that can be built here; the others are named.
 ///
 /// # Errors
-/// None can.
+/// When none of them can.
 pub fn ready<'a>(targets: &[&'a str]) -> Made<Vec<&'a str>> {
     let (lacking, ready): (Vec<&str>, Vec<&str>) = targets.iter().partition(|target| lacks_std(target));
     for target in lacking {

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::service::{Measured, Service, Usage, built, look, start};
-use crate::{Outcome, service};
+use crate::cross::host_binary;
+use crate::service::{Measured, Service, start};
+use crate::{Outcome, process, service};
 
 /// Ten seconds at thirty frames a second.
 const FRAMES: u32 = 300;
 
 /// Streams for so many minutes alone, then beside other work.
 pub fn bench(root: &Path, minutes: u32) -> Outcome {
-    let binary = built(root)?;
+    let binary = host_binary(root)?;
     let folder = root.join("target/bench-live");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
@@ -35,7 +36,7 @@ pub fn bench(root: &Path, minutes: u32) -> Outcome {
     println!("{:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "s", "frames", "dropped", "p50 ms", "p99 ms", "held MiB", "CPU %");
     let service = start(&binary, &folder.join("alone"), &["taskset", "-c", "0"], &["--threads", "1", "--config", config])?;
     let mut sender = stream(&binary, &service, &cine, minutes * 60 * 30 / FRAMES)?;
-    let (begun, mut last) = (Instant::now(), Usage::default());
+    let (begun, mut before_s) = (Instant::now(), 0.0);
     let mut held: Vec<f64> = Vec::new();
     let mut worst = 0f64;
     while sender.try_wait()?.is_none() {
@@ -43,13 +44,13 @@ pub fn bench(root: &Path, minutes: u32) -> Outcome {
         let second = begun.elapsed().as_secs();
         if second > 0 && second.is_multiple_of(30) {
             let live = status(&binary, &service)?["live"].clone();
-            let mut usage = Usage::default();
-            look(service.child.id(), &mut usage);
-            let mib = held_mib(service.child.id());
+            let used_s = process::cpu_s(service.child.id(), false).unwrap_or(f64::NAN);
+            // What the process holds now, its own pages and the file's.
+            let mib = process::memory_mib(service.child.id(), "VmRSS").unwrap_or(f64::NAN);
             held.push(mib);
             worst = worst.max(number(&live, "latency_p99_ms"));
-            let cpu = (usage.cpu_s - last.cpu_s) / 30.0 * 100.0;
-            last = usage;
+            let cpu = (used_s - before_s) / 30.0 * 100.0;
+            before_s = used_s;
             println!(
                 "{second:>8} {:>9} {:>9} {:>9.1} {:>9.1} {mib:>9.1} {cpu:>9.0}",
                 number(&live, "frames_analysed"), number(&live, "frames_dropped"), number(&live, "latency_p50_ms"), number(&live, "latency_p99_ms")
@@ -108,11 +109,4 @@ fn status(binary: &Path, service: &Service) -> Measured<Value> {
 
 fn number(status: &Value, name: &str) -> f64 {
     status[name].as_f64().unwrap_or(f64::NAN)
-}
-
-/// What the process holds now, its own pages and the file's.
-fn held_mib(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().trim_end_matches(" kB").trim().parse::<f64>().ok());
-    kib.unwrap_or(f64::NAN) / 1024.0
 }

@@ -7,6 +7,7 @@ mod image;
 mod instructions;
 mod kernels;
 mod live;
+mod process;
 mod qemu;
 mod service;
 mod tidy;

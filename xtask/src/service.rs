@@ -6,22 +6,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::Outcome;
+use crate::cross::host_binary;
+use crate::{Outcome, process};
 
 /// A figure, or a sentence for the person who ran it.
 pub type Measured<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// What a process used, read from proc(5) until it ended.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Usage {
-    pub cpu_s: f64,
-    pub peak_mib: f64,
+struct Usage {
+    cpu_s: f64,
+    peak_mib: f64,
     wall_s: f64,
 }
 
 /// Runs all parts; `data` is the folder of real images, left out where it is not there.
 pub fn bench(root: &Path, data: &Path) -> Outcome {
-    let binary = built(root)?;
+    let binary = host_binary(root)?;
     let folder = root.join("target/bench-service");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
@@ -48,12 +49,6 @@ pub fn bench(root: &Path, data: &Path) -> Outcome {
     }
     std::fs::remove_dir_all(&folder)?;
     Ok(())
-}
-
-/// The release binary, built.
-pub fn built(root: &Path) -> Measured<PathBuf> {
-    let built = Command::new(env!("CARGO")).current_dir(root).args(["build", "--release", "--package", "scanside"]).status()?;
-    if built.success() { Ok(root.join("target/release/scanside")) } else { Err("the build failed".into()) }
 }
 
 fn row(what: &str, usage: Usage) {
@@ -93,19 +88,9 @@ fn watch(mut child: Child) -> Measured<Usage> {
 }
 
 /// Reads what a process has used so far.
-pub fn look(pid: u32, usage: &mut Usage) {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let peak_kib = read("status").lines().find_map(|line| {
-        line.strip_prefix("VmHWM:")?.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()
-    });
-    usage.peak_mib = usage.peak_mib.max(peak_kib.unwrap_or(0.0) / 1024.0);
-    // The second field may hold spaces; user and system ticks are the 12th and 13th after it (proc(5)).
-    let stat = read("stat");
-    let ticks = stat.rsplit_once(") ").map_or(0.0, |(_, rest)| {
-        let field = |n: usize| rest.split(' ').nth(n).and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0);
-        field(11) + field(12)
-    });
-    usage.cpu_s = usage.cpu_s.max(ticks / 100.0);
+fn look(pid: u32, usage: &mut Usage) {
+    usage.peak_mib = usage.peak_mib.max(process::memory_mib(pid, "VmHWM").unwrap_or(0.0));
+    usage.cpu_s = usage.cpu_s.max(process::cpu_s(pid, false).unwrap_or(0.0));
 }
 
 /// A running service, ended when dropped.

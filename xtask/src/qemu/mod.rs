@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use self::machine::Bench;
 use crate::image::{self, Image};
-use crate::{Outcome, cross};
+use crate::{Outcome, cross, process};
 
 type Made<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -218,11 +218,8 @@ impl Begun {
     }
 }
 
-/// utime, stime, cutime and cstime of proc(5), in ticks of 10 ms.
 fn used_s() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    let ticks = stat.rsplit(')').next()?.split_whitespace().skip(11).take(4);
-    Some(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0)
+    process::cpu_s("self", true)
 }
 
 /// One line of progress.

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-
 use super::machine::{Bench, Machine, Power};
 use super::{Begun, Made, PATIENCE, Place, Receiver, done, field, parsed, word};
 use crate::Outcome;

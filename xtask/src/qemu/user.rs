@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-
 use super::system::compare;
 use super::{Begun, Made, done, phantom};
+use crate::image::run;
 use crate::{Outcome, cross};
 
 /// A target, its emulator, and processors that differ in what the kernels ask for: without dot products, with them, and
@@ -51,11 +51,6 @@ pub fn test(root: &Path, host: &Path, folder: &Path, only: Option<&str>) -> Outc
         }
     }
     Ok(())
-}
-
-fn run(command: &mut Command) -> Outcome {
-    let status = command.status().map_err(|e| format!("{}: {e}; `cargo xtask setup`", command.get_program().display()))?;
-    if status.success() { Ok(()) } else { Err(format!("{status}").into()) }
 }
 
 /// Every package gives its golden output.

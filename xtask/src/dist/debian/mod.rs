@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::{deb, root};
 use crate::cross::{host_binary, sudo};
+use crate::image::run;
 use crate::{Outcome, board};
 
 /// Runs it, and says so where it cannot be run.
@@ -70,7 +71,3 @@ pub fn test(root: &Path) -> Outcome {
 
 const UNIT: &str = "[Unit]\nAfter=basic.target\n[Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart=sh /root/life.sh\n\
     StandardOutput=file:/root/life.log\nStandardError=file:/root/life.log\n[Install]\nWantedBy=multi-user.target\n";
-
-fn run(command: &mut Command) -> Outcome {
-    crate::image::run(command)
-}
