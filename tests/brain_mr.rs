@@ -298,6 +298,18 @@ impl Drop for Serving {
     }
 }
 
+/// What comes in the end, within two minutes.
+fn wait<T>(claim: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "{claim}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The report of a series among others.
 fn of<'a>(reports: &'a [Report], series: &SeriesTemplate) -> &'a Report {
     let own: Vec<&Report> = reports.iter().filter(|report| report.series_uid == series.series).collect();
@@ -474,15 +486,10 @@ fn sequences_that_come_longer_apart_than_a_series_is_waited_for_are_one_study_an
     let serving = Serving::start_patient(folder.path(), 1, 600);
     serving.send(&part("first", &[Contrast::T2, Contrast::Flair]));
     let gathered = |count: u64| {
-        let begun = Instant::now();
-        loop {
+        wait("the series gather", || {
             let gathering = serving.status()["underway"]["gathering"][0].clone();
-            if gathering[1] == count {
-                break gathering;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(60), "{gathering}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            (gathering[1] == count).then_some(gathering)
+        })
     };
     assert_eq!(gathered(2)[0], series(Contrast::T2).study.as_str());
     std::thread::sleep(Duration::from_secs(3));
@@ -515,11 +522,7 @@ fn a_service_killed_while_it_gathers_receives_and_analyses_a_study_loses_nothing
     // Its sender begins anew, and the fourth comes: all are together, and looked at.
     let serving = Serving::start(folder.path(), 6);
     serving.send(part(&[Contrast::T2, Contrast::Flair]).path());
-    let begun = Instant::now();
-    while !serving.works_on_something() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "gathered after a while without news");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait("gathered after a while without news", || serving.works_on_something().then_some(()));
     serving.kill();
     // As the disk was at this moment.
     let spool = folder.path().join("spool/incoming");
@@ -545,10 +548,6 @@ fn a_service_killed_while_it_gathers_receives_and_analyses_a_study_loses_nothing
         std::fs::rename(&series, spool.join(series.file_name().unwrap())).unwrap();
     }
     let serving = Serving::start(folder.path(), 2);
-    let begun = Instant::now();
-    while std::fs::read_dir(&spool).unwrap().count() > 0 {
-        assert!(begun.elapsed() < Duration::from_secs(120), "what is reported leaves the spool");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait("what is reported leaves the spool", || std::fs::read_dir(&spool).unwrap().next().is_none().then_some(()));
     serving.has_no_more("1");
 }

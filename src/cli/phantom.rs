@@ -1,6 +1,6 @@
 //! `scanside phantom`: images of nobody, with nodules, lesions or a tumour at known places.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use scanside::dicom::TransferSyntax;
@@ -126,16 +126,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         options.nodules.clone_from(&arguments.nodule);
     }
     let phantom = Phantom::new(&options).map_err(Failure::usage)?;
-    let cannot = |path: &std::path::Path, e: std::io::Error| Failure::Impossible(format!("cannot write {}: {e}", path.display()));
-    std::fs::create_dir_all(&arguments.out).map_err(|e| cannot(&arguments.out, e))?;
+    std::fs::create_dir_all(&arguments.out).map_err(cannot_write(&arguments.out))?;
     let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     match arguments.format {
         Format::Nifti => write_nifti(&phantom, &arguments.out.join("phantom.nii.gz"), &Pool::new(threads))?,
         Format::Dicom => write_dicom(&phantom, &arguments.out.join("dicom"), &Pool::new(threads))?,
     }
     let truth = json!({ "seed": arguments.seed, "nodules": phantom.truth() });
-    let path = arguments.out.join("truth.json");
-    std::fs::write(&path, format!("{truth:#}\n")).map_err(|e| cannot(&path, e))?;
+    write_truth(&arguments.out, &truth)?;
     if arguments.json {
         return print_json(&truth);
     }
@@ -162,16 +160,14 @@ fn ultrasound(arguments: &Arguments) -> Result<(), Failure> {
         lesions: arguments.lesions as usize,
         ..CineOptions::default()
     };
-    let cannot = |path: &std::path::Path, e: std::io::Error| Failure::Impossible(format!("cannot write {}: {e}", path.display()));
-    std::fs::create_dir_all(&arguments.out).map_err(|e| cannot(&arguments.out, e))?;
+    std::fs::create_dir_all(&arguments.out).map_err(cannot_write(&arguments.out))?;
     let cine = Cine::new(options);
     let syntax = TransferSyntax::find("1.2.840.10008.1.2.1").expect("every box reads explicit little endian");
     let path = arguments.out.join("cine.dcm");
-    std::fs::write(&path, cine.file(syntax, true).map_err(Failure::impossible)?).map_err(|e| cannot(&path, e))?;
+    std::fs::write(&path, cine.file(syntax, true).map_err(Failure::impossible)?).map_err(cannot_write(&path))?;
     let frames: Vec<_> = (0..options.frames).map(|k| cine.truth(k)).collect();
     let truth = json!({ "seed": options.seed, "pixel_mm": PIXEL_MM, "frames": frames });
-    let path = arguments.out.join("truth.json");
-    std::fs::write(&path, format!("{truth:#}\n")).map_err(|e| cannot(&path, e))?;
+    write_truth(&arguments.out, &truth)?;
     if arguments.json {
         return print_json(&truth);
     }
@@ -183,17 +179,17 @@ fn brain(arguments: &Arguments) -> Result<(), Failure> {
     let side = if arguments.seed % 2 == 1 { Laterality::Left } else { Laterality::Right };
     let phantom = BrainPhantom { side, seed: arguments.seed, ..BrainPhantom::default() };
     let folder = arguments.out.join("dicom");
-    let cannot = |e: std::io::Error| Failure::Impossible(format!("cannot write to {}: {e}", arguments.out.display()));
-    std::fs::create_dir_all(&folder).map_err(cannot)?;
+    std::fs::create_dir_all(&folder).map_err(cannot_write(&folder))?;
     for contrast in Contrast::ALL {
         let images = phantom.images(contrast, &phantom.series(contrast, "")).map_err(Failure::impossible)?;
         for (k, image) in images.iter().enumerate() {
-            std::fs::write(folder.join(format!("{}-{:04}.dcm", contrast.name(), k + 1)), image).map_err(cannot)?;
+            let path = folder.join(format!("{}-{:04}.dcm", contrast.name(), k + 1));
+            std::fs::write(&path, image).map_err(cannot_write(&path))?;
         }
     }
     let centre = phantom.centre_lps_mm();
     let truth = json!({ "seed": arguments.seed, "side": side, "centre_lps_mm": centre, "oedema_radius_mm": phantom.radius_mm });
-    std::fs::write(arguments.out.join("truth.json"), format!("{truth:#}\n")).map_err(cannot)?;
+    write_truth(&arguments.out, &truth)?;
     if arguments.json {
         return print_json(&truth);
     }
@@ -203,18 +199,27 @@ fn brain(arguments: &Arguments) -> Result<(), Failure> {
     print(&format!("a tumour on the {side} at {x:.1} {y:.1} {z:.1} mm LPS, four series in {}\n", folder.display()))
 }
 
-fn write_dicom(phantom: &Phantom, folder: &std::path::Path, pool: &Pool) -> Result<(), Failure> {
-    let cannot = |e: std::io::Error| Failure::Impossible(format!("cannot write to {}: {e}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(cannot)?;
+fn write_truth(out: &Path, truth: &serde_json::Value) -> Result<(), Failure> {
+    let path = out.join("truth.json");
+    std::fs::write(&path, format!("{truth:#}\n")).map_err(cannot_write(&path))
+}
+
+fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> Failure + '_ {
+    move |e| Failure::Impossible(format!("cannot write {}: {e}", path.display()))
+}
+
+fn write_dicom(phantom: &Phantom, folder: &Path, pool: &Pool) -> Result<(), Failure> {
+    std::fs::create_dir_all(folder).map_err(cannot_write(folder))?;
     let series = phantom.series("");
     let written = pool.map(phantom.grid().shape[0], |k| {
         let file = phantom.image(&series, k).map_err(Failure::impossible)?;
-        std::fs::write(folder.join(format!("{:04}.dcm", k + 1)), file).map_err(cannot)
+        let path = folder.join(format!("{:04}.dcm", k + 1));
+        std::fs::write(&path, file).map_err(cannot_write(&path))
     });
     written.map_err(Failure::impossible)?.into_iter().collect()
 }
 
-fn write_nifti(phantom: &Phantom, path: &std::path::Path, pool: &Pool) -> Result<(), Failure> {
+fn write_nifti(phantom: &Phantom, path: &Path, pool: &Pool) -> Result<(), Failure> {
     let [slices, rows, columns] = phantom.grid().shape;
     let spec = NiftiSpec {
         shape: phantom.grid().shape,

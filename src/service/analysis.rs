@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -42,7 +42,7 @@ type SlicesOfSeries = HashMap<(Uid, usize), LungSlice>;
 
 impl EarlySlices {
     fn lock(&self) -> MutexGuard<'_, HashMap<Uid, SlicesOfSeries>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        super::locked(&self.0)
     }
 }
 
@@ -294,13 +294,10 @@ impl Analyst {
                 (failed(fault.to_string(), subject), None)
             }
             Ok(None) => {
-                let modality = subject.modality;
-                let text = match ExamKind::ALL.into_iter().find(|kind| kind.modality() == modality) {
-                    Some(kind) => {
-                        let (name, modality) = (kind.name(), modality.term());
-                        format!("the exam for {modality}, {name}, runs only where it is named (--exam {name}; [exams] run)")
-                    }
-                    None => format!("there is no exam for {} here", modality.term()),
+                let modality = subject.modality.term();
+                let text = match ExamKind::ALL.into_iter().find(|kind| kind.modality() == subject.modality).map(ExamKind::name) {
+                    Some(name) => format!("the exam for {modality}, {name}, runs only where it is named (--exam {name}; [exams] run)"),
+                    None => format!("there is no exam for {modality} here"),
                 };
                 (Report::not_attempted(subject, Reason::new("no_exam", text), now), None)
             }

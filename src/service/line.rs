@@ -1,14 +1,15 @@
 //! The thread between the doors and the exams: instances on disk become volumes, finished series become jobs.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use serde::Serialize;
 
 use super::analysis::{EarlySlice, Unread, wants_early};
+use super::locked;
 use super::supervisor::Hearts;
 use crate::ingest::SourceId;
 use crate::ingest::spool::{Arrival, SpooledInstance};
@@ -301,7 +302,7 @@ impl Line {
             growing: self.assembler.growing().map(|(series, images)| (series.clone(), images)).collect(),
             gathering: gathering.collect(),
         };
-        *self.underway.lock().unwrap_or_else(PoisonError::into_inner) = underway;
+        *locked(&self.underway) = underway;
     }
 
     /// A finished series goes to its exam, or waits for the others of its study.

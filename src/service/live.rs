@@ -7,15 +7,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Shared;
 use super::analysis::model_used;
+use super::{Shared, locked};
 use crate::exam::ultrasound::{ClipHeader, Reader, Seen};
 use crate::finding::Measurement;
 use crate::geometry::{Affine, Grid, Spacing};
@@ -76,10 +76,6 @@ pub struct LiveStatus {
     pub latency_p50_ms: f64,
     /// 99 of 100 did.
     pub latency_p99_ms: f64,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LiveStats {

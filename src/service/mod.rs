@@ -14,7 +14,7 @@ pub mod supervisor;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,11 @@ pub enum ServiceError {
 fn system(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> ServiceError {
     let doing = doing.into();
     move |source| ServiceError::System { doing, source }
+}
+
+/// What these locks guard is whole at every moment: a thread that ended in a panic leaves nothing half done behind.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The running service.
@@ -410,7 +415,7 @@ impl Shared {
             let Some(series) = parts.first().map(|part| part.series.series.clone()) else { continue };
             let progress = |progress: Progress| {
                 self.hearts.beat("exam", Instant::now());
-                *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = Some((series.clone(), progress));
+                *locked(&self.working_on) = Some((series.clone(), progress));
             };
             if self.were_reported(&parts) {
                 self.clear_up(&parts, spool);
@@ -423,7 +428,7 @@ impl Shared {
             let given: Vec<_> = parts.iter().map(|part| (&part.series, part.unread.as_slice())).collect();
             let analysed = self.analyst.analyse_study(&given, Timestamp::now(), &progress);
             // Before the report is out: nobody may read in the status that a series is worked on whose report he has.
-            *self.working_on.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *locked(&self.working_on) = None;
             self.deliver(analysed.into_iter().map(|analysed| analysed.report), &parts, spool);
         }
     }
@@ -481,13 +486,13 @@ impl Shared {
     fn status(&self) -> Status {
         // The journal is read first: a report that comes in between is of a series that is no longer worked on.
         let (reported, journal) = (self.reported.load(Ordering::Relaxed), self.journal.status());
-        let working_on = self.working_on.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let working_on = locked(&self.working_on).clone();
         Status {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
             reported,
             working_on: working_on.map(|(series, p)| (series, p.stage, p.done, p.total)),
-            underway: self.underway.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            underway: locked(&self.underway).clone(),
             live: self.live.status(),
             journal,
             memory_peak_mib: memory_kib().0 / 1024,

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{Outcome, board};
+use crate::{Made, Outcome, Unavailable, board};
 
 /// The static binary may not grow beyond this: half of the smallest board's spare flash slot. For armv7 it is a limit of GNU
 /// ld (2.40) too: with more than 16 MiB of code glibc's Thumb calls reach `memcpy` by a stub, the linker then forgets that the
@@ -40,6 +40,9 @@ fn debian(target: &str) -> Option<Debian> {
 const TARGETS: [&str; 2] = ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"];
 
 /// Installs what the cross build, the image and the QEMU tests need on Debian.
+///
+/// # Errors
+/// [`Unavailable`] when Debian or rustup do not give it.
 pub fn setup(root: &Path) -> Outcome {
     let mut packages = vec!["qemu-user-static", "qemu-system-arm", "e2fsprogs", "dosfstools", "mtools", "zstd", "mmdebstrap"];
     for target in TARGETS {
@@ -50,14 +53,14 @@ pub fn setup(root: &Path) -> Outcome {
     add_architecture("arm64")?;
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat())?;
     let failures: Vec<&str> = TARGETS.into_iter().filter(|target| !standard_library(target)).collect();
-    crate::image::fetch(root)?;
+    crate::image::fetch(root).map_err(|e| Unavailable(e.to_string()))?;
     match failures.as_slice() {
         [] => Ok(()),
         [only] => {
             println!("{only}: its standard library can't be had from rustup or Debian at the moment; other targets are ready");
             Ok(())
         }
-        _ => Err("no target's standard library can be had from rustup or Debian at the moment".into()),
+        _ => Err(Unavailable("no target's standard library can be had from rustup or Debian at the moment".into()).into()),
     }
 }
 
@@ -122,8 +125,10 @@ fn rootless() -> bool {
 }
 
 fn apt(arguments: &[&str]) -> Outcome {
-    let status = sudo("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments).status()?;
-    if status.success() { Ok(()) } else { Err(format!("apt-get {} failed", arguments.join(" ")).into()) }
+    let mut apt = sudo("apt-get");
+    // Its errors are printed; each package it unpacks is not.
+    let status = apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=120"]).args(arguments).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(Unavailable(format!("apt-get {} failed", arguments.join(" "))).into()) }
 }
 
 /// Whether this compiler has a standard library for the target.
@@ -153,8 +158,6 @@ pub fn cross(root: &Path, name: Option<&str>) -> Outcome {
     }
     Ok(())
 }
-
-type Made<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// Builds the static, stripped binary for a target, its packages beside it in the installed tree, and tells where it is.
 pub fn build(root: &Path, target: &str) -> Made<PathBuf> {
@@ -253,7 +256,7 @@ pub fn ready<'a>(targets: &[&'a str]) -> Made<Vec<&'a str>> {
 }
 
 /// The ordinary release binary of this machine.
-pub fn host_binary(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+pub fn host_binary(root: &Path) -> Made<PathBuf> {
     let status = Command::new("cargo").current_dir(root).args(["build", "--release", "--package", "scanside"]).status()?;
     if status.success() { Ok(root.join("target/release/scanside")) } else { Err("the build for this machine failed".into()) }
 }

@@ -17,7 +17,7 @@ use flate2::{Compression, write::GzEncoder};
 
 use crate::board::{self, Board, Host};
 use crate::dist::root::models;
-use crate::{Outcome, cross};
+use crate::{Made, Outcome, cross};
 
 /// Kernel, initramfs and what the disk holds may not come to more: what fits beside a second one on 128 MiB of flash.
 const IMAGE_BYTES_MAX: u64 = 64 << 20;
@@ -33,8 +33,6 @@ const ROOT_MIB: u64 = 48;
 const SLOTS_MIB: u64 = 128;
 
 const SECTOR: u64 = 512;
-
-type Made<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// A machine's files.
 pub struct Image {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::Outcome;
+use crate::{Made, Outcome};
 
 /// What the table has when nothing else is asked for.
 const NETWORKS: [&str; 9] = [
@@ -36,7 +36,7 @@ pub fn bench(root: &Path, rounds: u32, names: &[String]) -> Outcome {
 }
 
 /// The Python of `SCANSIDE_PYTHON`, or one of our own with what the scripts import.
-pub fn python(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+pub fn python(root: &Path) -> Made<PathBuf> {
     if let Some(python) = std::env::var_os("SCANSIDE_PYTHON") {
         return Ok(python.into());
     }

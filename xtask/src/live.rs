@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cross::host_binary;
-use crate::service::{Measured, Service, start};
-use crate::{Outcome, process, service};
+use crate::service::{Service, start};
+use crate::{Made, Outcome, process, service};
 
 /// Ten seconds at thirty frames a second.
 const FRAMES: u32 = 300;
@@ -20,7 +20,7 @@ pub fn bench(root: &Path, minutes: u32) -> Outcome {
     let folder = root.join("target/bench-live");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
-    let draw = |kind: &str, more: &[&str]| -> Measured<PathBuf> {
+    let draw = |kind: &str, more: &[&str]| -> Made<PathBuf> {
         let out = folder.join(kind);
         let drawn = Command::new(&binary).args(["phantom", "--kind", kind, "--out"]).arg(&out).args(more).stdout(Stdio::null()).status()?;
         if drawn.success() { Ok(out) } else { Err(format!("the phantom {kind} cannot be drawn").into()) }
@@ -102,7 +102,7 @@ fn stream(binary: &Path, service: &Service, cine: &Path, times: u32) -> std::io:
     send.stdout(Stdio::null()).spawn()
 }
 
-fn status(binary: &Path, service: &Service) -> Measured<Value> {
+fn status(binary: &Path, service: &Service) -> Made<Value> {
     let output = Command::new(binary).args(["status", "--json", "--socket"]).arg(&service.socket).output()?;
     Ok(serde_json::from_slice(&output.stdout)?)
 }

@@ -148,8 +148,22 @@ enum QemuAction {
     Test(qemu::Arguments),
 }
 
-/// What a task may fail with: a sentence for the person who ran it.
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+/// What is made or measured, or a sentence for the person who ran it.
+type Made<T> = Result<T, Box<dyn std::error::Error>>;
+
+type Outcome = Made<()>;
+
+/// What others have and do not give at the moment: exit code 75, EX_TEMPFAIL of BSD's sysexits(3).
+#[derive(Debug)]
+struct Unavailable(String);
+
+impl std::fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
@@ -171,7 +185,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error}");
-            ExitCode::FAILURE
+            if error.is::<Unavailable>() { ExitCode::from(75) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -7,10 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cross::host_binary;
-use crate::{Outcome, process};
-
-/// A figure, or a sentence for the person who ran it.
-pub type Measured<T> = Result<T, Box<dyn std::error::Error>>;
+use crate::{Made, Outcome, process};
 
 /// What a process used, read from proc(5) until it ended.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,7 +62,7 @@ fn phantom(binary: &Path, out: &Path, slices: usize, slice_mm: f64) -> Outcome {
     if status.success() { Ok(()) } else { Err("the phantom cannot be drawn".into()) }
 }
 
-fn analyze(binary: &Path, study: &Path, folder: &Path, threads: usize) -> Measured<Usage> {
+fn analyze(binary: &Path, study: &Path, folder: &Path, threads: usize) -> Made<Usage> {
     let mut command = Command::new(binary);
     command.arg("analyze").arg(study).arg("--out").arg(folder.join("out"));
     let child = command.args(["--threads", &threads.to_string()]).stdout(Stdio::null()).spawn()?;
@@ -73,7 +70,7 @@ fn analyze(binary: &Path, study: &Path, folder: &Path, threads: usize) -> Measur
 }
 
 /// Follows a process to its end. What it used in its last milliseconds is missed.
-fn watch(mut child: Child) -> Measured<Usage> {
+fn watch(mut child: Child) -> Made<Usage> {
     let begun = Instant::now();
     let mut usage = Usage::default();
     let status = loop {
@@ -108,7 +105,7 @@ impl Drop for Service {
 }
 
 /// Starts a service on a spool and a socket in `folder`; `before` is the program that runs it, if any, with its arguments.
-pub fn start(binary: &Path, folder: &Path, before: &[&str], more: &[&str]) -> Measured<Service> {
+pub fn start(binary: &Path, folder: &Path, before: &[&str], more: &[&str]) -> Made<Service> {
     std::fs::create_dir_all(folder)?;
     let (spool, socket) = (folder.join("spool"), folder.join("socket"));
     let mut command = match before {
@@ -141,7 +138,7 @@ pub fn send(binary: &Path, study: &Path, address: &str) -> Command {
 }
 
 /// A study through the running service; what the service used until its report was out.
-fn serve(binary: &Path, study: &Path, folder: &Path) -> Measured<Usage> {
+fn serve(binary: &Path, study: &Path, folder: &Path) -> Made<Usage> {
     let service = start(binary, folder, &[], &["--threads", "2"])?;
     let begun = Instant::now();
     let sent = send(binary, study, &service.address).status()?;
@@ -157,7 +154,7 @@ fn serve(binary: &Path, study: &Path, folder: &Path) -> Measured<Usage> {
 }
 
 /// Seconds from the last acknowledgement to the report, as `scanside demo` tells them.
-fn latency(binary: &Path) -> Measured<f64> {
+fn latency(binary: &Path) -> Made<f64> {
     let output = Command::new(binary).args(["demo", "--slices", "100", "--pace", "20", "--threads", "2"]).output()?;
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let sent = stderr.lines().find_map(|l| l.split_once("sent and acknowledged in ")?.1.strip_suffix(" s")?.parse::<f64>().ok());

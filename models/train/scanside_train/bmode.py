@@ -134,6 +134,9 @@ def speckle(rng, amplitude, axial, lateral, looks, state=None, keep=0.0):
 
 #: How often lesions are darker than what surrounds them, brighter, and of its brightness with a dark rim.
 KINDS = (0.62, 0.2, 0.18)
+#: How often a frame has no lesion, one, two and so on.
+COUNTS = (0.3, 0.47, 0.17, 0.06)
+LESIONS_MAX = len(COUNTS) - 1
 
 
 class Scene:
@@ -156,7 +159,7 @@ class Scene:
         self.r = (np.linspace(0, field.depth, DEPTHS)[:, None]).astype(np.float64)
         self.u = np.linspace(-1, 1, LINES)[None, :]
         self.bx, self.bz = field.to_mm(self.r, self.u)
-        wanted = rng.choice(4, p=[0.3, 0.47, 0.17, 0.06]) if lesions is None else lesions
+        wanted = rng.choice(len(COUNTS), p=COUNTS) if lesions is None else lesions
         self.lesions = []
         for _ in range(wanted):
             lesion = draw_lesion(rng, field, self.mm, self.lesions)

@@ -69,7 +69,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(5)
     maps = {n: m for n, m in brain_synth.load(options.work).items() if n not in options.without}
-    net = nets.Network(spec_of(options.name)).to(memory_format=torch.channels_last_3d).train()
+    net = nets.Network(spec_of(options.name)).to(memory_format=torch.channels_last_3d)
     for norm in net.norms.values():
         norm.momentum = 0.03  # one brain at a time
     learning = Learning(net, options.out or options.work / f"{options.name}.pt", options.rate)

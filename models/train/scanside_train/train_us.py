@@ -23,8 +23,6 @@ SIZE = bmode.SIZE
 EVALUATION_SEEDS = 1 << 30
 #: Bright lesions and rims are learnt late: they are drawn more often than they are met.
 KINDS = (0.42, 0.3, 0.28)
-#: Lesions of a frame at most.
-LESIONS = 3
 #: Of the mean network that is kept.
 MEMORY = 0.999
 #: Frames that are drawn before learning begins or goes on: few would be learnt by heart.
@@ -87,9 +85,10 @@ def loss_of(logits, y, near):
     entropy = functional.binary_cross_entropy_with_logits(logits, y)
     p = torch.sigmoid(logits)
     batch = (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
-    rows = torch.arange(len(y)).view(-1, 1, 1, 1) * (LESIONS + 1)
+    numbers = bmode.LESIONS_MAX + 1
+    rows = torch.arange(len(y)).view(-1, 1, 1, 1) * numbers
     where = (rows + near.long()).flatten()
-    total = lambda v: torch.zeros(len(y) * (LESIONS + 1)).scatter_add(0, where, v.flatten())
+    total = lambda v: torch.zeros(len(y) * numbers).scatter_add(0, where, v.flatten())
     inside, overlap, both = total(y), total(p * y), total(p + y)
     # Frames without a lesion would be won by calling nothing a lesion anywhere; cross-entropy answers for them.
     shown = (inside >= 12).float()

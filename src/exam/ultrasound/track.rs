@@ -148,16 +148,17 @@ impl Track {
         if change > CHANGE_MAX {
             return None;
         }
-        let distance = self.distance(detection, field, [0.6, 0.03, 0.02]);
+        let distance = self.distance(detection, own.max(other), field, [0.6, 0.03, 0.02]);
         // Where two may be meant, it is the one that has been there longer.
         let youth = 0.5 / (1.0 + self.seen as f64 / 10.0);
         (distance <= 1.0).then_some(distance + 0.25 * change + youth)
     }
 
-    /// How far it is from where it is looked for, 1 at the gate: so many diameters or parts of the field, more for each frame hidden.
-    fn distance(&self, detection: &Detection, field: f64, [diameters, parts, growth]: [f64; 3]) -> f64 {
+    /// How far it is from where it is looked for, 1 at the gate: so many diameters of the larger one or parts of the field, more
+    /// for each frame hidden.
+    fn distance(&self, detection: &Detection, area: f64, field: f64, [diameters, parts, growth]: [f64; 3]) -> f64 {
         let [dx, dy] = [0, 1].map(|axis| detection.outline.centre[axis] - self.expected[axis]);
-        let diameter = 2.0 * (self.outline.area().max(detection.outline.area()) / std::f64::consts::PI).sqrt();
+        let diameter = 2.0 * (area / std::f64::consts::PI).sqrt();
         let gate = (diameters * diameter).max(parts * field) * (1.0 + growth * self.hidden.min(50) as f64);
         libm::hypot(dx, dy) / gate.max(1e-9)
     }
@@ -222,7 +223,10 @@ impl Tracker {
             // While a lesion is out of sight the hand may move unseen: the nearest one that is missed has come back.
             let missed = self.active.iter_mut().filter(|track| !track.is_visible() && track.seen >= KNOWN_MIN);
             let nearest = missed
-                .map(|track| (track.distance(detection, field, [1.2, 0.06, 0.03]), track))
+                .map(|track| {
+                    let area = track.outline.area().max(detection.outline.area());
+                    (track.distance(detection, area, field, [1.2, 0.06, 0.03]), track)
+                })
                 .filter(|(distance, _)| *distance <= 1.0)
                 .min_by(|(a, _), (b, _)| a.total_cmp(b));
             if let Some((_, track)) = nearest {

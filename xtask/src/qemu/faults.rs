@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::machine::{Bench, Power};
-use super::{Begun, Made, PATIENCE, Place, Receiver, done, parsed, system, word};
-use crate::{Outcome, image};
+use super::{Begun, PATIENCE, Place, Receiver, done, parsed, system, word};
+use crate::{Made, Outcome, image};
 
 /// Slices and rows of a study of these tests: enough for an exam, little to emulate.
 const SLICES: u32 = 24;

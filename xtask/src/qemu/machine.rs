@@ -9,9 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Made;
-use crate::Outcome;
 use crate::image::Image;
+use crate::{Made, Outcome};
 
 /// What stays the same when a machine is switched off and on again: its disk, its address, its end of the cable.
 pub struct Bench {

@@ -15,9 +15,7 @@ use serde_json::Value;
 
 use self::machine::Bench;
 use crate::image::{self, Image};
-use crate::{Outcome, cross, process};
-
-type Made<T> = Result<T, Box<dyn std::error::Error>>;
+use crate::{Made, Outcome, cross, process};
 
 /// An emulated machine on a busy host: what takes a second on a board takes a minute there.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -214,18 +212,14 @@ struct Begun {
 
 impl Begun {
     fn now() -> Self {
-        Self { at: Instant::now(), used_s: used_s().unwrap_or(0.0) }
+        Self { at: Instant::now(), used_s: process::cpu_s("self", true).unwrap_or(0.0) }
     }
-}
-
-fn used_s() -> Option<f64> {
-    process::cpu_s("self", true)
 }
 
 /// One line of progress.
 fn done(what: &str, begun: Begun) {
-    let used_s = used_s().unwrap_or(0.0) - begun.used_s;
-    println!("{what} ({:.0} s, {used_s:.0} s of a core)", begun.at.elapsed().as_secs_f64());
+    let Begun { at, used_s } = Begun::now();
+    println!("{what} ({:.0} s, {:.0} s of a core)", (at - begun.at).as_secs_f64(), used_s - begun.used_s);
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::machine::{Bench, Machine, Power};
-use super::{Begun, Made, PATIENCE, Place, Receiver, done, field, parsed, word};
-use crate::Outcome;
+use super::{Begun, PATIENCE, Place, Receiver, done, field, parsed, word};
+use crate::{Made, Outcome};
 
 /// What a board may need for one chest exam, page cache and all: the second machine has no more.
 const EXAM_MIB: u32 = 768;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::system::compare;
-use super::{Begun, Made, done, phantom};
+use super::{Begun, done, phantom};
 use crate::image::run;
-use crate::{Outcome, cross};
+use crate::{Made, Outcome, cross};
 
 /// A target, its emulator, and processors that differ in what the kernels ask for: without dot products, with them, and
 /// with matrix products.
