@@ -7,6 +7,7 @@ mod lattice;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use lattice::median;
 pub use lattice::{Lattice, Placed, Reason, Uneven, Verdict, lattice};
 
 /// Distance between neighbouring voxel centres in millimetres, as `[z, y, x]` (array order); finite and positive.

@@ -45,7 +45,7 @@ impl Default for Limits {
             // Address space, not memory: a 32-bit board has little of it.
             series_bytes_max: if cfg!(target_pointer_width = "64") { (1usize << 30).saturating_mul(4) } else { 1 << 29 },
             series_open_max: 16,
-            settle: Duration::from_millis(500),
+            settle: Duration::from_secs(5),
             idle: Duration::from_secs(60),
         }
     }
@@ -189,8 +189,18 @@ pub enum Completion {
     Released,
     /// The announced number of images is there.
     Counted,
-    /// Nothing came for [`Limits::idle`].
+    /// Nothing came for [`Limits::idle`], and nothing speaks for more.
     Idle,
+    /// Nothing came for [`Limits::idle`] from a sender that has gone without a word or is silent: slices may be missing at
+    /// either end, where no lattice shows it.
+    Lost,
+    /// Nothing came for [`Limits::idle`], and more was announced (Images in Acquisition).
+    Short {
+        /// Images announced.
+        announced: usize,
+        /// Images that came.
+        came: usize,
+    },
     /// The caller said so ([`Assembler::finish_all`]).
     Told,
 }
@@ -203,6 +213,8 @@ pub struct Assembler {
     growing: Vec<Growing>,
     finished: VecDeque<SeriesOutcome>,
     past: VecDeque<Past>,
+    /// Senders still connected, and when each last sent anything.
+    heard: HashMap<u64, Instant>,
     files: u64,
     scratch: Vec<u8>,
 }
@@ -250,6 +262,8 @@ struct Growing {
     instances: HashSet<Uid>,
     /// Senders still connected, and how many instances each sent.
     open_sources: HashMap<u64, usize>,
+    /// A sender of it has gone without a word.
+    cut: bool,
     announced: Option<usize>,
     spoilt: Option<Rejection>,
     opened: Instant,
@@ -266,6 +280,7 @@ impl Assembler {
             growing: Vec::new(),
             finished: VecDeque::new(),
             past: VecDeque::new(),
+            heard: HashMap::new(),
             files: 0,
             scratch: Vec::new(),
         }
@@ -286,6 +301,7 @@ impl Assembler {
     /// As [`Assembler::add`].
     pub fn add_instance(&mut self, now: Instant, source: u64, instance: &Instance<'_>) -> Result<Added, AddError> {
         let header = &instance.header;
+        self.heard.insert(source, now);
         let added = |arrival, frames, reader| Added {
             series: header.series.clone(),
             study: header.study.clone(),
@@ -339,13 +355,16 @@ impl Assembler {
     }
 
     /// The sender has gone in good order. Its series with a whole lattice are finished; those with a gap wait for more
-    /// (a sender may use one association per image) until the timer ends them.
+    /// (a sender may use one association per image) or fewer images than announced wait for more until the timer ends them.
     pub fn released(&mut self, now: Instant, source: u64) {
+        self.heard.remove(&source);
         let mut n = 0;
         while n < self.growing.len() {
             let growing = &mut self.growing[n];
             let sent = growing.open_sources.remove(&source);
             let alone = growing.open_sources.is_empty();
+            // It came again and has gone in good order.
+            growing.cut &= sent.is_none();
             if let Some(sent) = sent.filter(|_| alone)
                 && growing.is_over(sent > 1)
             {
@@ -358,8 +377,9 @@ impl Assembler {
 
     /// The sender has gone without a word: what it began waits for the timer, or for the sender to come again.
     pub fn lost(&mut self, source: u64) {
+        self.heard.remove(&source);
         for growing in &mut self.growing {
-            growing.open_sources.remove(&source);
+            growing.cut |= growing.open_sources.remove(&source).is_some();
         }
     }
 
@@ -370,7 +390,8 @@ impl Assembler {
             let growing = &self.growing[n];
             let quiet = now.saturating_duration_since(growing.last);
             if quiet >= self.limits.idle {
-                self.finish(n, now, Completion::Idle);
+                let completion = growing.at_its_timer(&self.heard);
+                self.finish(n, now, completion);
             } else if quiet >= self.limits.settle && growing.is_counted() && growing.is_over(true) {
                 self.finish(n, now, Completion::Counted);
             } else {
@@ -467,6 +488,7 @@ impl Growing {
             homes: Vec::new(),
             instances: HashSet::new(),
             open_sources: HashMap::new(),
+            cut: false,
             announced: None,
             spoilt: None,
             opened: now,
@@ -534,7 +556,12 @@ impl Growing {
             && self.frame_of_reference.is_some()
         {
             "two frames of reference"
+        } else if header.modality != self.modality {
+            "two modalities"
         } else {
+            if self.frame_of_reference.is_none() {
+                self.frame_of_reference.clone_from(&header.frame_of_reference);
+            }
             return Ok(());
         };
         let text = format!("series {} has images of {differs}", self.series);
@@ -595,6 +622,18 @@ impl Growing {
         self.announced.is_some_and(|n| self.records.len() == n)
     }
 
+    /// What ends it when its timer has run out; `heard` has when each sender last sent anything.
+    fn at_its_timer(&self, heard: &HashMap<u64, Instant>) -> Completion {
+        // A sender that stays connected and has gone on to another series is done with this one.
+        let silent = self.open_sources.keys().any(|source| heard.get(source).is_none_or(|heard| *heard <= self.last));
+        match self.announced {
+            Some(announced) if announced > self.records.len() => Completion::Short { announced, came: self.records.len() },
+            Some(announced) if announced == self.records.len() => Completion::Idle,
+            _ if self.cut || silent => Completion::Lost,
+            _ => Completion::Idle,
+        }
+    }
+
     /// Whether more would change nothing: spoilt, impossible, or whole.
     fn is_over(&self, many: bool) -> bool {
         if self.spoilt.is_some() {
@@ -603,6 +642,8 @@ impl Growing {
         match arrange(&self.records) {
             Ok(arrangement) if !arrangement.placed => true,
             // One image from one association is how some senders send them all: not yet the end.
+            // A sender may use several associations: what was announced is waited for.
+            Ok(_) if self.announced.is_some_and(|n| n > self.records.len()) => false,
             Ok(arrangement) => arrangement.verdict.is_whole() && (many || self.is_counted()),
             Err(_) => many,
         }

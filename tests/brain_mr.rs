@@ -494,6 +494,8 @@ fn sequences_that_come_longer_apart_than_a_series_is_waited_for_are_one_study_an
     assert_eq!(gathered(2)[0], series(Contrast::T2).study.as_str());
     std::thread::sleep(Duration::from_secs(3));
     assert!(gathered(2)[2].as_u64().unwrap() > 500, "it still waits for the others");
+    // What is there already comes once more: its series do not grow again.
+    serving.send(&folder.path().join("first"));
     serving.send(&part("second", &[Contrast::T1]));
     gathered(3);
     serving.send(&part("third", &[Contrast::T1c]));

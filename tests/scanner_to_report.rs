@@ -9,11 +9,13 @@ use std::process::{Child, Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use scanside::dicom::client::{Peer, StoreAssociation};
+use scanside::dicom::negotiation::AeTitle;
 use scanside::geometry::{Spacing, norm, sub};
 use scanside::link::{Link, Pty};
 use scanside::phantom::{NoduleKind, NoduleWish, Phantom, PhantomOptions};
 use scanside::report::{Report, Status};
-use scanside::study::RejectionCode;
+use scanside::study::{RejectionCode, Uid};
 
 const SCANSIDE: &str = env!("CARGO_BIN_EXE_scanside");
 
@@ -204,6 +206,24 @@ fn a_gap_is_reported_with_its_places_and_what_was_analysed() {
     let reason = report.reason.unwrap();
     assert_eq!(reason.code, "gap");
     assert!(reason.text.contains("0 to 19, 22 to 59"), "{}", reason.text);
+}
+
+#[test]
+fn a_series_cut_short_by_its_sender_is_not_reported_as_a_whole_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = quick(folder.path());
+    let serving = Serving::start(&["--config", config.to_str().unwrap()]);
+    let uid = |text| Uid::parse(text).unwrap();
+    let peer = Peer::new(serving.dicom, AeTitle::parse("CT1").unwrap(), AeTitle::parse("SCANSIDE").unwrap());
+    let contexts = [(uid("1.2.840.10008.5.1.4.1.1.2"), uid("1.2.840.10008.1.2.1"))];
+    let mut open = StoreAssociation::open(&peer, &contexts).unwrap();
+    for k in 0..40 {
+        open.store(&std::fs::read(study().join(format!("{k:03}"))).unwrap()).unwrap();
+    }
+    open.abort();
+    let report = serving.watch(1).remove(0);
+    assert_eq!((report.status, report.volume.unwrap().shape[0]), (Status::Partial, 40));
+    assert_eq!(report.reason.unwrap().code, "cut_short");
 }
 
 #[test]

@@ -4,10 +4,10 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::chest_ct::ChestCt;
+use super::chest_ct::{ChestCt, LungSlice};
 use super::registry::Work;
 use super::{ExamError, ExamOutcome, LabelMap};
-use crate::geometry::{Affine, Grid};
+use crate::geometry::{Affine, Grid, median};
 use crate::series::Assembled;
 use crate::study::{Rejection, RejectionCode};
 use crate::volume::{Rescale, Volume, VolumeError, VolumeWriter, VoxelType};
@@ -37,6 +37,9 @@ pub enum AttemptError {
 /// Stretches of fewer slices between gaps are left out: no lesion could be told from a vessel in them.
 const STRETCH_MIN: usize = 5;
 
+/// In a stack at uneven distances a distance beyond so many usual ones is a gap: nothing is interpolated across it.
+const GAP: f64 = 1.5;
+
 /// The most slices a stack at uneven distances may come to at its smallest distance; beyond it, it is rejected.
 const EVEN_SLICES_MAX: usize = 4096;
 
@@ -46,39 +49,54 @@ const EVEN_SLICES_MAX: usize = 4096;
 /// # Errors
 /// [`AttemptError`]; a rejection when no stretch can be analysed.
 pub fn chest_ct(exam: &ChestCt, work: &Work<'_>) -> Result<Attempt, AttemptError> {
-    let Work { series, assembled, pool, scratch, presegmented, progress, .. } = *work;
+    let Work { assembled, scratch, presegmented, .. } = *work;
     let reject = |code, text: String| AttemptError::Exam(Rejection::new(code, text).into());
     let verdict = &assembled.verdict;
     if !assembled.placed {
         return Err(reject(RejectionCode::WrongContent, "the images have no place in patient space".into()));
     }
-    if let Some(uneven) = &verdict.uneven {
-        if verdict.is_tilted() {
-            let text = format!("slices tilted by {:.1} degrees at uneven distances", verdict.tilt_degrees);
-            return Err(reject(RejectionCode::UnevenSpacing, text));
-        }
-        let even = at_even_distances(assembled, uneven.smallest_mm, scratch)?;
-        let mut outcome = exam.analyze(series, &even, pool, &|_| None, progress)?;
-        let original = assembled.volume.affine();
-        for finding in &mut outcome.findings {
-            if let Some(lps_mm) = finding.centroid_lps_mm {
-                finding.centroid_voxel = uneven_voxel(assembled, &original, lps_mm);
-            }
-        }
-        return Ok(Attempt { outcome, volume: even, partial: None });
+    let Some(uneven) = &verdict.uneven else {
+        return stretch_by_stretch(exam, work, &assembled.volume, &verdict.missing_slices, presegmented);
+    };
+    if verdict.is_tilted() {
+        let text = format!("slices tilted by {:.1} degrees at uneven distances", verdict.tilt_degrees);
+        return Err(reject(RejectionCode::UnevenSpacing, text));
     }
-    let slices = assembled.volume.shape()[0];
-    if verdict.missing_slices.is_empty() {
-        let outcome = exam.analyze(series, &assembled.volume, pool, presegmented, progress)?;
-        return Ok(Attempt { outcome, volume: assembled.volume.clone(), partial: None });
+    let (even, missing) = at_even_distances(assembled, uneven.smallest_mm, scratch)?;
+    let mut attempt = stretch_by_stretch(exam, work, &even, &missing, &|_| None)?;
+    let original = assembled.volume.affine();
+    for finding in &mut attempt.outcome.findings {
+        if let Some(lps_mm) = finding.centroid_lps_mm {
+            finding.centroid_voxel = uneven_voxel(assembled, &original, lps_mm);
+        }
     }
-    let stretches = stretches(slices, &verdict.missing_slices);
+    if let Some((_, text)) = &mut attempt.partial {
+        *text += &format!(", counted in slices put at even distances of {:.3} mm", uneven.smallest_mm);
+    }
+    Ok(attempt)
+}
+
+/// The volume as a whole, or what lies between its missing slices, each by itself.
+fn stretch_by_stretch(
+    exam: &ChestCt,
+    work: &Work<'_>,
+    volume: &Volume,
+    missing: &[usize],
+    presegmented: &dyn Fn(usize) -> Option<LungSlice>,
+) -> Result<Attempt, AttemptError> {
+    let Work { series, pool, progress, .. } = *work;
+    let slices = volume.shape()[0];
+    if missing.is_empty() {
+        let outcome = exam.analyze(series, volume, pool, presegmented, progress)?;
+        return Ok(Attempt { outcome, volume: volume.clone(), partial: None });
+    }
+    let stretches = stretches(slices, missing);
     let mut whole: Option<ExamOutcome> = None;
     let mut covered = Vec::new();
     let mut refusal = None;
     let mut parts = Vec::new();
     for stretch in stretches.iter().filter(|s| s.len() >= STRETCH_MIN) {
-        let part = assembled.volume.part(stretch.clone());
+        let part = volume.part(stretch.clone());
         match exam.analyze(series, &part, pool, &|k| presegmented(k + stretch.start), progress) {
             Ok(mut outcome) => {
                 for finding in &mut outcome.findings {
@@ -96,18 +114,18 @@ pub fn chest_ct(exam: &ChestCt, work: &Work<'_>) -> Result<Attempt, AttemptError
         }
     }
     let Some(mut outcome) = whole else {
-        let text = format!("{} slices are missing between others and no stretch can be analysed", verdict.missing_slices.len());
-        let rejection = refusal.filter(|_| verdict.missing_slices.len() < STRETCH_MIN);
+        let text = format!("{} slices are missing between others and no stretch can be analysed", missing.len());
+        let rejection = refusal.filter(|_| missing.len() < STRETCH_MIN);
         return Err(AttemptError::Exam(rejection.unwrap_or_else(|| Rejection::new(RejectionCode::Gap, text)).into()));
     };
     outcome.labels = by_name(parts);
     let named: Vec<String> = covered.iter().map(|s| format!("{} to {}", s.start, s.end - 1)).collect();
     let text = format!(
         "{} of {slices} slices are missing between others; analysed by themselves: {}",
-        verdict.missing_slices.len(),
+        missing.len(),
         named.join(", ")
     );
-    Ok(Attempt { outcome, volume: assembled.volume.clone(), partial: Some(("gap", text)) })
+    Ok(Attempt { outcome, volume: volume.clone(), partial: Some(("gap", text)) })
 }
 
 /// Neighbouring slices that are there.
@@ -204,9 +222,12 @@ fn by_name(parts: Vec<Part>) -> Vec<Box<dyn LabelMap>> {
     maps.into_iter().map(|map| Box::new(map) as Box<dyn LabelMap>).collect()
 }
 
-/// The volume at its smallest distance, each slice interpolated linearly between the two nearest true ones.
-fn at_even_distances(assembled: &Assembled, step_mm: f64, spool: &Path) -> Result<Volume, AttemptError> {
-    let places = &assembled.along_normal_mm;
+/// The volume at its smallest distance, each slice interpolated linearly between the two nearest true ones; and the slices that
+/// lie in a gap, which stay empty.
+fn at_even_distances(assembled: &Assembled, step_mm: f64, spool: &Path) -> Result<(Volume, Vec<usize>), AttemptError> {
+    let there: Vec<usize> = (0..assembled.slots.len()).filter(|k| assembled.slots[*k].is_some()).collect();
+    let places: Vec<f64> = there.iter().map(|k| assembled.along_normal_mm[*k]).collect();
+    let gap_mm = GAP * median(places.windows(2).map(|w| w[1] - w[0]).collect());
     let (first, last) = (places[0], places[places.len() - 1]);
     let slices = ((last - first) / step_mm).round() as usize + 1;
     if slices > EVEN_SLICES_MAX {
@@ -229,18 +250,24 @@ fn at_even_distances(assembled: &Assembled, step_mm: f64, spool: &Path) -> Resul
     let _ = std::fs::remove_file(&path);
     let (mut low, mut high) = (vec![0f32; rows * columns], vec![0f32; rows * columns]);
     let mut bytes = Vec::with_capacity(rows * columns * 4);
+    let mut missing = Vec::new();
     for k in 0..slices {
-        let (below, weight) = between(places, first + k as f64 * step_mm);
-        volume.read_slice_f32(below, &mut low);
-        volume.read_slice_f32((below + 1).min(places.len() - 1), &mut high);
+        let (below, weight) = between(&places, first + k as f64 * step_mm);
+        let above = (below + 1).min(places.len() - 1);
+        if places[above] - places[below] > gap_mm && weight > 0.0 && weight < 1.0 {
+            missing.push(k);
+            continue;
+        }
+        volume.read_slice_f32(there[below], &mut low);
+        volume.read_slice_f32(there[above], &mut high);
         bytes.clear();
         for (a, b) in low.iter().zip(&high) {
             bytes.extend_from_slice(&(a + (b - a) * weight as f32).to_le_bytes());
         }
         writer.write_slice(k, &bytes)?;
-        volume.release(below..below + 1);
+        volume.release(there[below]..there[below] + 1);
     }
-    Ok(writer.reader())
+    Ok((writer.reader(), missing))
 }
 
 /// The true slice below a place along the normal, and how far towards the next one it lies (0 to 1).
@@ -269,6 +296,41 @@ mod tests {
         assert_eq!(stretches(10, &[3, 4, 9]), [0..3, 5..9]);
         assert_eq!(stretches(4, &[]), vec![0..4]);
         assert_eq!(stretches(3, &[0, 1, 2]), []);
+    }
+
+    #[test]
+    fn nothing_is_interpolated_across_a_gap_between_slices_at_uneven_distances() {
+        let folder = tempfile::tempdir().unwrap();
+        // 5 mm and a bit, 12 mm once: two slices would lie in between.
+        let mut places: Vec<f64> = (0..12).map(|k| 5.0 * k as f64 + if k % 2 == 0 { 0.2 } else { 0.0 }).collect();
+        places[6..].iter_mut().for_each(|z| *z += 7.0);
+        let axial = Affine::axial(crate::geometry::Spacing::new([5.6, 1.0, 1.0]).unwrap(), [0.0; 3]);
+        let voxels = ndarray::Array3::from_shape_fn((12, 2, 2), |(k, ..)| places[k] as f32);
+        let volume = Volume::from_array(&voxels, axial, Rescale::IDENTITY).unwrap();
+        let uneven = crate::geometry::Uneven { smallest_mm: 4.8, largest_mm: 12.0, worst_offset_mm: 3.0 };
+        let assembled = Assembled {
+            verdict: crate::geometry::Verdict { missing_slices: vec![], set_aside: vec![], tilt_degrees: 0.0, uneven: Some(uneven) },
+            set_aside: vec![],
+            slots: (0..12).map(Some).collect(),
+            sources: vec![None; 12],
+            planar: vec![Default::default(); 12],
+            along_normal_mm: places.clone(),
+            placed: true,
+            calibrated: true,
+            frame_of_reference: None,
+            window: None,
+            padding: None,
+            frame_time_ms: None,
+            completed_by: crate::series::Completion::Told,
+            volume,
+        };
+        let (even, missing) = at_even_distances(&assembled, 5.0, folder.path()).unwrap();
+        let at = |k: usize| places[0] + 5.0 * k as f64;
+        let inside: Vec<usize> = (0..even.shape()[0]).filter(|k| at(*k) > places[5] && at(*k) < places[6]).collect();
+        assert_eq!(missing, inside);
+        assert_eq!(missing, [5, 6, 7]);
+        let there = (0..even.shape()[0]).filter(|k| !missing.contains(k));
+        there.for_each(|k| assert!((even.to_f32(k..k + 1)[[0, 1, 1]] - at(k) as f32).abs() < 1e-3, "slice {k}"));
     }
 
     #[test]

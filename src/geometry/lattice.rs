@@ -159,7 +159,11 @@ fn keep_majority(
     Ok(())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one, the upper of two.
+///
+/// # Panics
+/// Without values.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -241,7 +241,7 @@ impl Shared {
             if self.is_stopping() {
                 let _ = stream.shutdown(Shutdown::Read);
             }
-            let mut visit = Visit { shared: self, source, place: Some(place), stored: false };
+            let mut visit = Visit { shared: self, source, place: Some(place), stored: false, refused: false };
             let outcome = catch_unwind(AssertUnwindSafe(|| visit.serve(stream, &request)));
             if let Err(panic) = outcome {
                 log::error!("source {}: {}", source.0, Fault::from_panic(panic));
@@ -259,6 +259,8 @@ struct Visit<'a> {
     place: Option<Place<'a>>,
     /// Whether any C-STORE came: only then the intake knows of this source.
     stored: bool,
+    /// Whether an image of it was refused for want of room or because it cannot be read: what came is not all there is.
+    refused: bool,
 }
 
 impl Visit<'_> {
@@ -305,7 +307,9 @@ impl Visit<'_> {
         };
         match ending {
             Ok(()) => {
-                if std::mem::take(&mut self.stored) {
+                if self.refused {
+                    self.lost();
+                } else if std::mem::take(&mut self.stored) {
                     self.shared.intake.released(self.source);
                 }
                 // The place is free before the peer hears that it is: the next association may follow at once.
@@ -402,7 +406,10 @@ impl Visit<'_> {
         association.receive_data_set(context.id, &mut |bytes| collector.take(bytes))?;
         let file = match &collector.refused {
             None => &collector.file,
-            Some((status, comment)) => return Ok((*status, Some(comment.clone()))),
+            Some((status, comment)) => {
+                self.refused = true;
+                return Ok((*status, Some(comment.clone())));
+            }
         };
         match header(file, self.shared.config.instance_bytes_max) {
             Ok(found) if found.sop_class != class => {
@@ -412,13 +419,17 @@ impl Visit<'_> {
                 return Ok((Status::DOES_NOT_MATCH, Some(format!("the data set is {}", found.sop_instance))));
             }
             Ok(_) => {}
-            Err(rejection) => return Ok((Status::CANNOT_UNDERSTAND, Some(rejection.text))),
+            Err(rejection) => {
+                self.refused = true;
+                return Ok((Status::CANNOT_UNDERSTAND, Some(rejection.text)));
+            }
         }
         let received = Received { source: self.source, sop_instance: Some(&instance), file };
         Ok(match self.shared.intake.store(received) {
             Ok(_) => (Status::SUCCESS, None),
             Err(IntakeError::Rejected(rejection)) => (Status::CANNOT_UNDERSTAND, Some(rejection.text)),
             Err(error @ (IntakeError::OutOfResources(_) | IntakeError::Io(_))) => {
+                self.refused = true;
                 (Status::OUT_OF_RESOURCES, Some(error.to_string()))
             }
         })

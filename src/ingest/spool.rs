@@ -140,6 +140,8 @@ struct Index {
     senders: HashMap<SourceId, BTreeMap<Name, usize>>,
     /// Series with a mark that all their senders have gone in good order.
     released: HashSet<Name>,
+    /// Series that are finished and not yet reported.
+    closed: HashSet<Name>,
     /// Names of the files in `reported`, oldest first.
     reported: Vec<Name>,
 }
@@ -291,6 +293,11 @@ impl Spool {
         self.forget_names(Name::of(series), None)
     }
 
+    /// Nothing is added to a series from here on: it is finished, and its report will not cover what comes later.
+    pub fn close(&self, series: &Uid) {
+        self.index().closed.insert(Name::of(series));
+    }
+
     /// Whether a series was reported and forgotten; more of it is not taken.
     pub fn is_reported(&self, series: &Uid) -> bool {
         self.index().reported.contains(&Name::of(series))
@@ -342,6 +349,7 @@ impl Spool {
             .collect();
         write_durably(&path, lines.as_bytes()).map_err(disk("write", &path))?;
         let mut index = self.index();
+        index.closed.remove(&series);
         index.reported.retain(|name| *name != series);
         index.reported.push(series);
         while index.reported.len() > REPORTED_MAX {
@@ -358,10 +366,10 @@ impl Spool {
         let _mine = self.stripes[usize::from(name.0[0]) % STRIPES].lock().unwrap_or_else(|e| e.into_inner());
         let folder = self.series_folder(series);
         let path = folder.join(name.hex()).with_extension("dcm");
-        let (there, reported) = {
+        let (there, reported, closed) = {
             let index = self.index();
             let there = index.incoming.get(&series).and_then(|stamps| stamps.get(&name)).copied();
-            (there, index.reported.contains(&series))
+            (there, index.reported.contains(&series), index.closed.contains(&series))
         };
         if let Some(there) = there {
             return if there.same_content(&stamp) && self.same_data_set(&path, received.file, &header)? {
@@ -375,12 +383,11 @@ impl Spool {
             let known = read_reported(&self.folder.join("reported").join(series.hex())).map_err(io_error)?;
             return match known.get(&name) {
                 Some(known) if known.same_content(&stamp) => Ok((Stored::Duplicate, None)),
-                _ => Err(Refused::Told(Rejection::new(
-                    RejectionCode::ConflictingDuplicate,
-                    format!("series {} was reported already; nothing is added to it", header.series),
-                )
-                .into())),
+                _ => Err(too_late(&header.series, "was reported already")),
             };
+        }
+        if closed {
+            return Err(too_late(&header.series, "is complete and being looked at"));
         }
         // The series grows again: until its new sender has gone, too, a restart must not take it as sent.
         self.unmark_released(series, &folder).map_err(io_error)?;
@@ -585,6 +592,11 @@ impl Intake for Spool {
         self.index().senders.remove(&source);
         self.announce(Arrival::Lost(source));
     }
+}
+
+fn too_late(series: &Uid, why: &str) -> Refused {
+    let text = format!("series {series} {why}; nothing is added to it");
+    Refused::Told(Rejection::new(RejectionCode::ConflictingDuplicate, text).into())
 }
 
 fn conflict_rejection(sop_instance: &Uid) -> Rejection {
@@ -816,6 +828,18 @@ mod tests {
         bench.spool.forget_series(&uid("1.2.3.1")).unwrap();
         assert_eq!(bench.spool.bytes(), 0);
         assert_eq!(bench.store(&more).unwrap(), Stored::New, "room again once the report is out");
+    }
+
+    #[test]
+    fn a_finished_series_takes_nothing_more_while_its_report_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = bench(dir.path(), SpoolLimits::default());
+        let first = instance("1.2.3.1", "1.2.3.1.1", b"12");
+        assert_eq!(bench.store(&first).unwrap(), Stored::New);
+        bench.spool.close(&uid("1.2.3.1"));
+        assert_eq!(bench.store(&first).unwrap(), Stored::Duplicate);
+        assert!(matches!(bench.store(&instance("1.2.3.1", "1.2.3.1.2", b"34")), Err(IntakeError::Rejected(_))));
+        assert_eq!(bench.store(&instance("1.2.3.2", "1.2.3.2.1", b"12")).unwrap(), Stored::New);
     }
 
     #[test]

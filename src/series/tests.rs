@@ -203,9 +203,51 @@ fn the_announced_number_ends_a_series_whose_sender_stays() {
     let mut bench = Bench::new();
     let announced = |n| Image { more: vec![(crate::dicom::tags::IMAGES_IN_ACQUISITION, *b"IS", "3".into())], ..image("a", n) };
     bench.add_all(1, &[announced(0), announced(1)]);
-    assert!(bench.wait(1).is_empty());
+    assert!(bench.wait(6).is_empty());
     bench.add_all(1, &[announced(2)]);
-    assert_eq!(volume(bench.wait(1)).completed_by, Completion::Counted);
+    assert!(bench.wait(2).is_empty(), "another acquisition may follow");
+    assert_eq!(volume(bench.wait(4)).completed_by, Completion::Counted);
+}
+
+#[test]
+fn what_was_announced_is_waited_for_over_several_associations_and_named_when_it_does_not_come() {
+    let announced = |n| Image { more: vec![(crate::dicom::tags::IMAGES_IN_ACQUISITION, *b"IS", "6".into())], ..image("a", n) };
+    let mut bench = Bench::new();
+    bench.add_all(1, &[announced(0), announced(1), announced(2)]);
+    assert!(bench.release(1).is_empty(), "half of it");
+    bench.add_all(2, &[announced(3), announced(4), announced(5)]);
+    assert_eq!(volume(bench.release(2)).completed_by, Completion::Released);
+
+    bench = Bench::new();
+    bench.add_all(1, &[announced(0), announced(1), announced(2)]);
+    assert!(bench.release(1).is_empty());
+    assert_eq!(volume(bench.wait(60)).completed_by, Completion::Short { announced: 6, came: 3 });
+}
+
+#[test]
+fn a_series_whose_sender_went_silent_is_known_from_one_that_was_sent_to_its_end() {
+    let images = [image("a", 0), image("a", 1), image("a", 2)];
+    let begun = || {
+        let mut bench = Bench::new();
+        bench.add_all(1, &images);
+        bench
+    };
+    // The cable: nothing is heard, or the connection breaks.
+    assert_eq!(volume(begun().wait(60)).completed_by, Completion::Lost);
+    let mut bench = begun();
+    bench.assembler.lost(1);
+    assert_eq!(volume(bench.wait(60)).completed_by, Completion::Lost);
+    // It comes again with one image, and goes in good order.
+    let mut bench = begun();
+    bench.assembler.lost(1);
+    bench.add_all(2, &[image("a", 3)]);
+    assert!(bench.release(2).is_empty());
+    assert_eq!(volume(bench.wait(60)).completed_by, Completion::Idle);
+    // It stays connected and goes on to another series.
+    let mut bench = begun();
+    bench.now += Duration::from_secs(30);
+    bench.add_all(1, &[image("b", 0)]);
+    assert_eq!(volume(bench.wait(30)).completed_by, Completion::Idle);
 }
 
 #[test]
@@ -239,6 +281,17 @@ fn the_same_image_under_another_name_is_taken_once_and_another_image_spoils_the_
     let other = Image { value: 99, ..image("a", 1) };
     assert!(matches!(bench.add(1, &other), Err(AddError::Rejected(r)) if r.code == RejectionCode::ConflictingDuplicate));
     assert!(one(bench.release(1)).result.is_err());
+}
+
+#[test]
+fn a_frame_of_reference_that_comes_late_holds_for_what_comes_after_it() {
+    let of = |n, frame: Option<&str>| {
+        let tag = crate::dicom::tags::FRAME_OF_REFERENCE_UID;
+        Image { more: vec![(tag, *b"UI", frame.unwrap_or_default().to_owned())], ..image("a", n) }
+    };
+    let mut bench = Bench::new();
+    bench.add_all(1, &[of(0, None), of(1, Some("1.2.3"))]);
+    assert!(matches!(bench.add(1, &of(2, Some("1.2.4"))), Err(AddError::Rejected(r)) if r.code == RejectionCode::MixedStudy));
 }
 
 #[test]

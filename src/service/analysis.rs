@@ -20,7 +20,7 @@ use crate::infer::engine::EngineError;
 use crate::infer::package::ModelId;
 use crate::pool::{Fault, Pool};
 use crate::report::{CineUsed, Device, ModelUsed, Reason, Report, Results, SeriesUsed, SetAside, Subject, VolumeUsed};
-use crate::series::{Assembled, SeriesOutcome};
+use crate::series::{Assembled, Completion, SeriesOutcome};
 use crate::study::{Modality, Rejection, Uid};
 use crate::volume::Volume;
 
@@ -222,6 +222,9 @@ impl Analyst {
                                 let lacks = !missing.is_empty();
                                 let partial = lacks.then(|| ("missing_contrast", format!("analysed without {}", missing.join(", "))));
                                 let volume = series.result.as_ref().ok().map(volume_used);
+                                let read = parts.iter().zip(&study.roles).filter(|(_, role)| matches!(role, Role::Reference(_) | Role::Read(_)));
+                                let cut = read.filter_map(|((series, _), _)| cut_short(series.result.as_ref().ok()?.completed_by));
+                                let partial = partial.into_iter().chain(cut).collect();
                                 found(&mut outcome.outcome, subject, volume, partial, unread, now)
                             }
                         }
@@ -315,7 +318,8 @@ impl Analyst {
             }
             Ok(Some(Ok(attempt))) => {
                 let mut outcome = attempt.outcome;
-                let report = found(&mut outcome, subject, Some(volume.clone()), attempt.partial, unread, now);
+                let partial = attempt.partial.into_iter().chain(cut_short(assembled.completed_by)).collect();
+                let report = found(&mut outcome, subject, Some(volume.clone()), partial, unread, now);
                 (report, Some((attempt.volume, outcome.labels)))
             }
         };
@@ -323,13 +327,24 @@ impl Analyst {
     }
 }
 
-/// The report of what was found, which leaves the outcome with its label maps; partial for a reason of the exam's or because
-/// some images could not be read.
+/// Why a series may lack slices at its ends, where no lattice shows it: a word and a sentence.
+fn cut_short(completed_by: Completion) -> Option<(&'static str, String)> {
+    match completed_by {
+        Completion::Released | Completion::Counted | Completion::Idle | Completion::Told => None,
+        Completion::Lost => {
+            Some(("cut_short", "its sender went silent without having ended in good order: images may be missing at either end".into()))
+        }
+        Completion::Short { announced, came } => Some(("cut_short", format!("{came} of {announced} announced images came"))),
+    }
+}
+
+/// The report of what was found, which leaves the outcome with its label maps; partial for reasons of the exam's or its series',
+/// or because some images could not be read.
 fn found(
     outcome: &mut ExamOutcome,
     subject: Subject,
     volume: Option<VolumeUsed>,
-    partial: Option<(&'static str, String)>,
+    mut partial: Vec<(&'static str, String)>,
     unread: &[Unread],
     now: Timestamp,
 ) -> Report {
@@ -339,13 +354,16 @@ fn found(
         findings: std::mem::take(&mut outcome.findings),
         measurements: std::mem::take(&mut outcome.measurements),
     };
-    let unread = unread.first().map(|first| {
+    partial.extend(unread.first().map(|first| {
         let text = format!("{} accepted images could not be read, the first because: {}", unread.len(), first.rejection);
         ("unread", text)
-    });
-    let report = match partial.or(unread) {
+    }));
+    let report = match partial.first() {
         None => Report::complete(subject, results, now),
-        Some((code, text)) => Report::partial(subject, results, Reason::new(code, text), now),
+        Some((code, _)) => {
+            let texts: Vec<&str> = partial.iter().map(|(_, text)| text.as_str()).collect();
+            Report::partial(subject, results, Reason::new(*code, texts.join("; ")), now)
+        }
     };
     outcome.timing_ms.iter().fold(report, |report, (stage, ms)| report.with_timing(stage, Duration::from_millis(*ms)))
 }

@@ -93,6 +93,10 @@ pub struct Line {
     patience: Duration,
     underway: Arc<Mutex<Underway>>,
     told: Option<Instant>,
+    /// How long the exams have kept this line from its work: no timer runs while what it waits for cannot be taken.
+    blocked: Duration,
+    /// Told of each series that is finished.
+    finished: Box<dyn Fn(&Uid) + Send>,
 }
 
 struct Members {
@@ -107,7 +111,7 @@ struct Members {
 }
 
 impl Line {
-    /// A line with an assembler of its own.
+    /// A line with an assembler of its own. `finished` is told of each series to which nothing can be added any more.
     pub fn new(
         assembler: Assembler,
         jobs: Sender<Job>,
@@ -115,6 +119,7 @@ impl Line {
         studies: Studies,
         patience: Duration,
         underway: Arc<Mutex<Underway>>,
+        finished: Box<dyn Fn(&Uid) + Send>,
     ) -> Self {
         Self {
             assembler,
@@ -130,6 +135,8 @@ impl Line {
             patience,
             underway,
             told: None,
+            blocked: Duration::ZERO,
+            finished,
         }
     }
 
@@ -146,13 +153,17 @@ impl Line {
                 arrivals.recv_timeout(TICK)
             };
             match arrival {
-                Ok(arrival) => self.take(arrival, Instant::now()),
+                Ok(arrival) => self.take(arrival, self.clock()),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.tick(Instant::now(), hearts);
+            self.tick(self.clock(), closed || arrivals.is_empty(), hearts);
         }
         hearts.rest("series");
+    }
+
+    fn clock(&self) -> Instant {
+        Instant::now().checked_sub(self.blocked).unwrap_or_else(Instant::now)
     }
 
     fn take(&mut self, arrival: Arrival, now: Instant) {
@@ -226,8 +237,13 @@ impl Line {
     }
 
     fn added(&mut self, instance: &SpooledInstance, added: Added, now: Instant) {
-        if added.arrival == crate::series::Arrival::Late {
-            log::error!("series {}: instance {} came when the series was complete", added.series, instance.sop_instance);
+        use crate::series::Arrival;
+        if added.arrival == Arrival::Late {
+            return log::error!("series {}: instance {} came when the series was complete", added.series, instance.sop_instance);
+        }
+        // Of a finished series: it must not look as if that grew again.
+        if added.arrival == Arrival::Duplicate && !self.members.contains_key(&added.series) {
+            return;
         }
         let early = self.early.clone();
         let members = self.members_of(instance, now);
@@ -266,15 +282,19 @@ impl Line {
         })
     }
 
-    fn tick(&mut self, now: Instant, hearts: &Hearts) {
+    /// Lets time pass; timers are looked at only when nothing that has come waits to be taken.
+    fn tick(&mut self, now: Instant, timers: bool, hearts: &Hearts) {
         if self.retry_at.is_some_and(|at| now >= at) {
             self.retry_at = None;
             for arrival in std::mem::take(&mut self.waiting) {
                 self.take(arrival, now);
             }
         }
-        self.assembler.tick(now);
+        if timers {
+            self.assembler.tick(now);
+        }
         for series in self.assembler.take_finished() {
+            (self.finished)(&series.series);
             let part = match self.members.remove(&series.series) {
                 Some(m) => Part { series, instances: m.instances, unread: m.unread, source: Some(m.source) },
                 None => Part { series, instances: Vec::new(), unread: Vec::new(), source: None },
@@ -282,7 +302,7 @@ impl Line {
             self.finished(part, now, hearts);
         }
         let patience = self.patience;
-        self.close_unread(now, |members| now.saturating_duration_since(members.last) >= patience);
+        self.close_unread(now, |members| timers && now.saturating_duration_since(members.last) >= patience);
         let over = |line: &Self, g: &Gathering| line.is_gathered(g, now);
         while let Some(n) = self.gatherings.iter().position(|g| over(self, g)) {
             let gathering = self.gatherings.remove(n);
@@ -377,11 +397,13 @@ impl Line {
     }
 
     /// Blocks while the exams are busy: the channel behind us fills, and the senders wait.
-    fn send(&self, job: Job, hearts: &Hearts) {
+    fn send(&mut self, job: Job, hearts: &Hearts) {
         hearts.rest("series");
+        let begun = Instant::now();
         if self.jobs.send(job).is_err() {
             log::error!("no thread takes finished series any more");
         }
+        self.blocked += begun.elapsed();
     }
 }
 

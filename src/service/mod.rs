@@ -307,7 +307,9 @@ impl Service {
             patience: Duration::from_secs(settings.series.study_quiet_s),
         };
         let underway = Arc::clone(&self.shared.underway);
-        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, studies, patience, underway);
+        let closing = Arc::clone(spool);
+        let finished = Box::new(move |series: &Uid| closing.close(series));
+        let line = Line::new(Assembler::new(scratch, limits), jobs_in, early_in, studies, patience, underway, finished);
         let shared = Arc::clone(&self.shared);
         self.spawn("series", move || line.run(&arrivals, &shared.stop, &shared.hearts))?;
         // Without the exam nobody listens, and the line sends no slice.
