@@ -126,3 +126,14 @@ pub struct Measurement {
     /// UCUM code: `mL`, `mm`, `[hnsf'U]`.
     pub unit: String,
 }
+
+impl Measurement {
+    /// For a person: UCUM's Hounsfield units by their usual name, its unity as the bare count it is.
+    pub fn text(&self) -> String {
+        match self.unit.as_str() {
+            "1" => self.value.to_string(),
+            "[hnsf'U]" => format!("{:.1} HU", self.value),
+            unit => format!("{:.1} {unit}", self.value),
+        }
+    }
+}

@@ -25,7 +25,7 @@ use scanside::nifti;
 use scanside::phantom::brain::BrainPhantom;
 use scanside::pool::Pool;
 use scanside::report::{Report, SeriesUsed, Status};
-use scanside::study::Uid;
+use scanside::study::{Modality, Uid};
 use scanside::volume::{Rescale, Volume};
 
 const SCANSIDE: &str = env!("CARGO_BIN_EXE_scanside");
@@ -201,12 +201,31 @@ fn files_named_as_in_brats_and_files_given_by_role_are_the_same_study() {
 }
 
 #[test]
+fn images_given_for_a_contrast_that_are_not_of_one_patients_mr_or_given_twice_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = |name: &str, contrast: Contrast, template: &SeriesTemplate| {
+        let path = folder.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        write(&path, contrast, template, "image");
+        path.display().to_string()
+    };
+    let t1 = part("t1", Contrast::T1, &series(Contrast::T1));
+    let other = part("other", Contrast::T2, &SeriesTemplate { patient_id: "another".into(), ..series(Contrast::T2) });
+    let ct = part("ct", Contrast::T2, &SeriesTemplate { modality: Modality::Ct, ..series(Contrast::T2) });
+    for (second, said) in [(&other, "two patients"), (&ct, "CT is given as T2"), (&t1, "the same image")] {
+        let (code, report, told, _) = command(&["--role", &format!("t1={t1}"), "--role", &format!("t2={second}")]);
+        assert!(code == 1 && report.is_none() && told.contains(said), "{told}");
+    }
+}
+
+#[test]
 fn four_images_without_a_head_in_them_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let empty = phantom().volume(Contrast::T2);
-    let flat = Volume::from_array(&(empty.to_f32(0..empty.shape()[0]) * 0.0), empty.affine(), Rescale::IDENTITY).unwrap();
     let mut roles = Vec::new();
-    for name in ["t1", "t1c", "t2", "flair"] {
+    for (level, name) in ["t1", "t1c", "t2", "flair"].into_iter().enumerate() {
+        let level = empty.to_f32(0..empty.shape()[0]) * 0.0 + level as f32;
+        let flat = Volume::from_array(&level, empty.affine(), Rescale::IDENTITY).unwrap();
         let path = folder.path().join(format!("{name}.nii"));
         nifti::write(&path, &flat, None).unwrap();
         roles.extend(["--role".to_owned(), format!("{name}={}", path.display())]);

@@ -19,7 +19,7 @@ use scanside::service::analysis::{Analysed, Analyst, Unread};
 use scanside::study::{Modality, MrAcquisition, Rejection, RejectionCode, Uid};
 use scanside::volume::{Rescale, Volume, VoxelType};
 
-use super::open::{Form, form, open_volume};
+use super::open::{Form, form, open_told, open_volume};
 use super::{Failure, Scratch, Steps};
 
 /// Analyses a study and writes DIR/findings.json (schema scanside.report/1) and the label maps as .nii.gz.
@@ -40,7 +40,7 @@ pub struct Arguments {
     /// Where the results go; made when it is not there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Which exam; without it, the one for the modality (CT: chest-ct)
+    /// Which exam; without it chest-ct for CT, and brain-mr for a study of several MR series
     #[arg(long, value_name = "NAME", value_parser = exam_names())]
     exam: Option<ExamKind>,
     /// Which series, when there are several; without it, the one with the most slices
@@ -157,14 +157,29 @@ fn from_volume(path: &Path, volume: Volume, exam: Option<ExamKind>) -> Found {
 
 /// Files whose names tell their contrasts, as a study.
 fn from_roles(roles: &[(Contrast, PathBuf)]) -> Result<Found, Failure> {
-    let mut found = Vec::new();
+    let (mut found, mut patients): (Found, Vec<(&PathBuf, u64)>) = Default::default();
     for (n, (contrast, path)) in roles.iter().enumerate() {
         if let Some((_, other)) = roles[..n].iter().find(|(c, _)| c == contrast) {
             let both = format!("{} and {}", other.display(), path.display());
             return Err(Failure::usage(format!("two images for {}: {both}; --role chooses", contrast.name())));
         }
-        let volume = open_volume(path)?;
-        found.push((series_of(path, volume, Modality::Mr, contrast.name()), Vec::new()));
+        let told = open_told(path)?;
+        if let Some(modality) = told.modality().filter(|modality| *modality != Modality::Mr) {
+            let text = format!("{}: {} is given as {}, which is an MR image", path.display(), modality.term(), contrast.name());
+            return Err(Failure::Impossible(text));
+        }
+        let series = series_of(path, told.volume, Modality::Mr, contrast.name());
+        if let Some(twin) = found.iter().position(|(other, _): &(SeriesOutcome, _)| other.series == series.series) {
+            let both = format!("{} and {}", roles[twin].1.display(), path.display());
+            return Err(Failure::Impossible(format!("{both} are the same image, given for two contrasts")));
+        }
+        let patient = told.series.map(|series| series.patient);
+        if patients.last().is_some_and(|(_, other)| patient.is_some_and(|patient| patient != *other)) {
+            let both = format!("{} and {}", patients[0].0.display(), path.display());
+            return Err(Failure::Impossible(format!("{both} are of two patients")));
+        }
+        patients.extend(patient.map(|patient| (path, patient)));
+        found.push((series, Vec::new()));
     }
     let uids: Vec<String> = found.iter().map(|(series, _)| series.series.to_string()).collect();
     let study = Uid::derived(uids.join(" ").as_bytes());
@@ -383,11 +398,7 @@ pub fn table(report: &Report) -> String {
         };
     }
     for (name, measurement) in &report.measurements {
-        // UCUM's unity is a count.
-        let _ = match measurement.unit.as_str() {
-            "1" => writeln!(text, "{name}: {}", measurement.value),
-            unit => writeln!(text, "{name}: {:.1} {unit}", measurement.value),
-        };
+        let _ = writeln!(text, "{name}: {}", measurement.text());
     }
     if !matches!(report.status, Status::Complete | Status::Partial) {
         return text;
@@ -402,7 +413,7 @@ pub fn table(report: &Report) -> String {
         }
         return text;
     }
-    text.push_str(" id  kind     conf.  long x short mm  volume mm3     HU  side   centre LPS mm\n");
+    text.push_str(" id  kind              conf.  long x short mm  volume mm3     HU  side   centre LPS mm\n");
     for f in &report.findings {
         let side = f.site.laterality.map_or("-", |side| match side {
             scanside::finding::Laterality::Left => "left",
@@ -413,7 +424,7 @@ pub fn table(report: &Report) -> String {
         let hu = f.mean_hu.map_or_else(|| "-".into(), |hu| format!("{hu:.0}"));
         let _ = writeln!(
             text,
-            "{:>3}  {:<8} {:>4.2}   {:>5.1} x {:<5.1}    {:>10.0}  {hu:>5}  {side:<5}  {x:.1} {y:.1} {z:.1}",
+            "{:>3}  {:<17} {:>4.2}   {:>5.1} x {:<5.1}    {:>10.0}  {hu:>5}  {side:<5}  {x:.1} {y:.1} {z:.1}",
             f.id, f.kind, f.confidence, mm(f.long_axis_mm), mm(f.short_axis_mm), mm(f.volume_mm3)
         );
     }

@@ -148,11 +148,32 @@ pub fn open_volume(path: &Path) -> Result<Volume, Failure> {
     open_series(path, None, false)
 }
 
-/// As [`open_volume`], with the modality where the image tells it.
+/// A volume, and what its files tell of it.
+pub struct Told {
+    /// The voxels.
+    pub volume: Volume,
+    /// It has a place in patient space; a cine has none, and no left and right.
+    pub placed: bool,
+    /// The series it was read from, where it is DICOM.
+    pub series: Option<FileSeries>,
+}
+
+impl Told {
+    /// The modality, where it is told.
+    pub fn modality(&self) -> Option<Modality> {
+        self.series.as_ref().map(|series| series.modality)
+    }
+
+    fn plain(volume: Volume) -> Self {
+        Self { volume, placed: true, series: None }
+    }
+}
+
+/// As [`open_volume`], with what the files tell.
 ///
 /// # Errors
 /// As [`open_volume`].
-pub fn open_told(path: &Path) -> Result<(Volume, Option<Modality>), Failure> {
+pub fn open_told(path: &Path) -> Result<Told, Failure> {
     open(path, None, false)
 }
 
@@ -162,12 +183,12 @@ pub fn open_told(path: &Path) -> Result<(Volume, Option<Modality>), Failure> {
 /// # Errors
 /// As [`open_volume`].
 pub fn open_series(path: &Path, named: Option<&str>, tolerant: bool) -> Result<Volume, Failure> {
-    open(path, named, tolerant).map(|(volume, _)| volume)
+    open(path, named, tolerant).map(|told| told.volume)
 }
 
-fn open(path: &Path, named: Option<&str>, tolerant: bool) -> Result<(Volume, Option<Modality>), Failure> {
+fn open(path: &Path, named: Option<&str>, tolerant: bool) -> Result<Told, Failure> {
     let scan = match look(path)? {
-        Image::Nrrd(volume) => return Ok((volume, None)),
+        Image::Nrrd(volume) => return Ok(Told::plain(volume)),
         Image::Nifti(mut reader) => {
             let header = reader.header();
             if header.forms_disagree {
@@ -177,7 +198,7 @@ fn open(path: &Path, named: Option<&str>, tolerant: bool) -> Result<(Volume, Opt
             if volumes != 1 {
                 return Err(Failure::impossible(ImageFileError::Series { path: path.to_owned(), volumes }));
             }
-            return reader.volume(0).map(|volume| (volume, None)).map_err(Failure::impossible);
+            return reader.volume(0).map(Told::plain).map_err(Failure::impossible);
         }
         Image::Dicom(scan) => scan,
     };
@@ -198,5 +219,5 @@ fn open(path: &Path, named: Option<&str>, tolerant: bool) -> Result<(Volume, Opt
         Some(why) => eprintln!("scanside: {}: {why}", path.display()),
         None => {}
     }
-    Ok((loaded.volume, Some(series.modality)))
+    Ok(Told { volume: loaded.volume, placed: loaded.arrangement.placed, series: Some(series) })
 }

@@ -121,13 +121,18 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         [x, y, z] if [x, y, z].iter().all(|v| v.is_finite()) => Some([x, y, z]),
         _ => return Err(Failure::usage("--at: three numbers, L,P,H in millimetres")),
     };
-    let (volume, modality) = open_told(&arguments.input)?;
+    let told = open_told(&arguments.input)?;
+    let (volume, modality, placed) = (&told.volume, told.modality(), told.placed);
     let overlay = Overlay {
         labels: arguments.labels.as_deref().map(read_labels).transpose()?,
         findings: arguments.findings.as_deref().map(read_findings).transpose()?.unwrap_or_default(),
     };
-    let cuts = cuts(&arguments, &volume, at, &overlay)?;
-    let values: Vec<_> = cuts.iter().map(|cut| cut.read(&volume)).collect();
+    let no_place = overlay.findings.iter().filter(|finding| finding.centroid_lps_mm.is_none() || !placed).count();
+    if no_place > 0 {
+        eprintln!("scanside: {no_place} findings have no place in patient space and are not drawn");
+    }
+    let cuts = cuts(&arguments, volume, placed, at, &overlay)?;
+    let values: Vec<_> = cuts.iter().map(|cut| cut.read(volume)).collect();
     let window = match &arguments.window {
         Some(text) => parse_window(text)?,
         None => robust_window(values.iter().flatten(), 0.01),
@@ -148,17 +153,17 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             if let Some(labels) = &overlay.labels {
                 cut.outline_labels(&mut picture, labels, pixel_mm, &mut drawn);
             }
-            panel(cut, picture, &overlay, pixel_mm, arguments.montage.is_some())
+            panel(cut, picture, &overlay, placed, pixel_mm, arguments.montage.is_some())
         })
         .collect();
-    let picture = sheet(&title(&arguments, modality), &panels, window, &drawn);
+    let picture = sheet(&title(&arguments, modality), &panels, placed, window, &drawn);
     if let Some(path) = &arguments.out {
         let mut png = Vec::new();
         picture.write_png(&mut png).map_err(Failure::impossible)?;
         write_file(path, &png)?;
     }
     if arguments.json {
-        let cuts: Vec<_> = cuts.iter().map(|cut| json!({"plane": plane_of(cut), "slice": cut.index(), "of": cut.cuts()})).collect();
+        let cuts: Vec<_> = cuts.iter().map(|cut| json!({"plane": if placed { plane_of(cut) } else { "frame" }, "slice": cut.index(), "of": cut.cuts()})).collect();
         return print_json(&json!({
             "input": arguments.input,
             "out": arguments.out,
@@ -175,12 +180,22 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-fn cuts(arguments: &Arguments, volume: &Volume, at: Option<[f64; 3]>, overlay: &Overlay) -> Result<Vec<Cut>, Failure> {
+fn cuts(
+    arguments: &Arguments,
+    volume: &Volume,
+    placed: bool,
+    at: Option<[f64; 3]>,
+    overlay: &Overlay,
+) -> Result<Vec<Cut>, Failure> {
     let grid = volume.grid();
     if grid.voxels() == 0 {
         return Err(Failure::impossible(format!("{}: the image has no voxels", arguments.input.display())));
     }
     let plane = arguments.plane.map(Plane::from);
+    if !placed && (plane.is_some() || at.is_some()) {
+        let text = "frames without a place in patient space have no planes and no --at; --slice and --montage choose frames";
+        return Err(Failure::impossible(format!("{}: {text}", arguments.input.display())));
+    }
     let one = Cut::new(grid, plane.unwrap_or(Plane::Axial));
     if let Some(count) = arguments.montage {
         if !(1..=MONTAGE_MAX).contains(&count) {
@@ -194,6 +209,9 @@ fn cuts(arguments: &Arguments, volume: &Volume, at: Option<[f64; 3]>, overlay: &
             return Err(Failure::usage(format!("--slice {index}: the image has {} slices, numbered from 0", one.cuts())));
         }
         return Ok(vec![one.at(index)]);
+    }
+    if !placed {
+        return Ok(vec![one.at(one.cuts() / 2)]);
     }
     let found = || overlay.findings.iter().find_map(|f| f.centroid_lps_mm);
     let place = at.or_else(found).or_else(|| overlay.labels.as_ref().and_then(Labels::fullest_lps_mm));
@@ -217,8 +235,8 @@ fn plane_of(cut: &Cut) -> &'static str {
 }
 
 /// A cut with everything over it.
-fn panel(cut: &Cut, mut picture: Picture, overlay: &Overlay, pixel_mm: f64, small: bool) -> Picture {
-    for finding in &overlay.findings {
+fn panel(cut: &Cut, mut picture: Picture, overlay: &Overlay, placed: bool, pixel_mm: f64, small: bool) -> Picture {
+    for finding in overlay.findings.iter().filter(|_| placed) {
         let Some((centre_mm, long_mm)) = finding.centroid_lps_mm.zip(finding.long_axis_mm) else { continue };
         let radius_mm = long_mm.max(1.0) / 2.0;
         let (place, far_mm) = cut.from_lps(centre_mm);
@@ -232,12 +250,14 @@ fn panel(cut: &Cut, mut picture: Picture, overlay: &Overlay, pixel_mm: f64, smal
             picture.text((x - half) as i64, (y - half) as i64 - text_height(1) as i64 - 3, 1, colour, &text);
         }
     }
-    let [right, down] = cut.directions();
-    mark_sides(&mut picture, right, down);
-    let caption = if small {
-        format!("{}", cut.index())
-    } else {
-        format!("{} {} of {}", plane_of(cut), cut.index(), cut.cuts())
+    if placed {
+        let [right, down] = cut.directions();
+        mark_sides(&mut picture, right, down);
+    }
+    let caption = match (small, placed) {
+        (true, _) => cut.index().to_string(),
+        (false, true) => format!("{} {} of {}", plane_of(cut), cut.index(), cut.cuts()),
+        (false, false) => format!("frame {} of {}", cut.index(), cut.cuts()),
     };
     picture.text(4, 4, 1, CAPTION, &caption);
     picture
@@ -255,14 +275,18 @@ fn title(arguments: &Arguments, modality: Option<Modality>) -> String {
 }
 
 /// All panels on one sheet, with title and convention.
-fn sheet(title: &str, panels: &[Picture], [low, high]: [f32; 2], drawn: &BTreeSet<i32>) -> Picture {
+fn sheet(title: &str, panels: &[Picture], placed: bool, [low, high]: [f32; 2], drawn: &BTreeSet<i32>) -> Picture {
     const PAPER: [u8; 3] = [16, 17, 21];
     const GAP: usize = 6;
     let columns = columns_of(panels.len());
     let cell = [panels.iter().map(Picture::width).max(), panels.iter().map(Picture::height).max()].map(|n| n.unwrap_or(1));
     let scale = if cell[0] * columns >= 480 { 2 } else { 1 };
     let head = text_height(scale) + 14;
-    let foot = format!("radiological convention: the patient's R on the left, sagittal cuts seen from the left   grey {low} to {high}");
+    let convention = match placed {
+        true => "radiological convention: the patient's R on the left, sagittal cuts seen from the left",
+        false => "no place in patient space: the sides are not known",
+    };
+    let foot = format!("{convention}   grey {low} to {high}");
     let foot_height = text_height(1) + 10;
     let width = (columns * (cell[0] + GAP) + GAP).max(text_width(&foot, 1) + 16);
     let rows = panels.len().div_ceil(columns);

@@ -7,7 +7,7 @@ use serde_json::json;
 use scanside::infer::package::{Models, Trust};
 use scanside::infer::tiles::segment;
 
-use super::open::open_volume;
+use super::open::open_told;
 use super::values::{check_output, pool, write};
 use super::{Failure, Steps, print, print_json};
 
@@ -55,7 +55,16 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let package = package.map_err(Failure::usage)?;
     let network = package.network().map_err(Failure::impossible)?;
-    let volumes = arguments.inputs.iter().map(|path| open_volume(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut volumes = Vec::new();
+    for path in &arguments.inputs {
+        let told = open_told(path)?;
+        let reads = &package.manifest.input.modality;
+        if let Some(modality) = told.modality().filter(|modality| modality.term() != reads) {
+            let (path, name) = (path.display(), &package.id().name);
+            return Err(Failure::Impossible(format!("{path}: {name} reads {reads}, this is {}", modality.term())));
+        }
+        volumes.push(told.volume);
+    }
     let channels: Vec<_> = volumes.iter().collect();
     let steps = Steps::new();
     let progress = |done, total| steps.show("segment", done, total);

@@ -293,7 +293,7 @@ fn table(report: &Report) -> String {
         );
     }
     for (name, measurement) in &report.measurements {
-        out += &format!("               {name}: {:.1} {}\n", measurement.value, measurement.unit);
+        out += &format!("               {name}: {}\n", measurement.text());
     }
     out
 }
