@@ -55,7 +55,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let package = package.map_err(Failure::usage)?;
     let network = package.network().map_err(Failure::impossible)?;
-    let mut volumes = Vec::new();
+    let (mut volumes, mut placed) = (Vec::new(), true);
     for path in &arguments.inputs {
         let told = open_told(path)?;
         let reads = &package.manifest.input.modality;
@@ -63,6 +63,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             let (path, name) = (path.display(), &package.id().name);
             return Err(Failure::Impossible(format!("{path}: {name} reads {reads}, this is {}", modality.term())));
         }
+        placed &= told.placed;
         volumes.push(told.volume);
     }
     let channels: Vec<_> = volumes.iter().collect();
@@ -78,7 +79,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     labels.iter().for_each(|label| counts[usize::from(*label)] += 1);
     let voxel_ml = affine.spacing().voxel_mm3() / 1000.0;
     let names = package.manifest.output.labels.iter().enumerate().skip(1);
-    let rows: Vec<_> = names.map(|(n, name)| (n, name, counts[n], counts[n] as f64 * voxel_ml)).collect();
+    // Frames over time fill no volume.
+    let rows: Vec<_> = names.map(|(n, name)| (n, name, counts[n], placed.then_some(counts[n] as f64 * voxel_ml))).collect();
     if arguments.json {
         let labels: Vec<_> = rows
             .iter()
@@ -87,5 +89,6 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         let id = package.id();
         return print_json(&json!({"model": {"name": id.name, "version": id.version, "sha256": id.sha256}, "labels": labels}));
     }
-    print(&rows.iter().map(|(label, name, voxels, ml)| format!("{label:>3}  {name:<24} {voxels:>10} voxels {ml:>10.1} mL\n")).collect::<String>())
+    let ml = |ml: &Option<f64>| ml.map_or_else(String::new, |ml| format!(" {ml:>10.1} mL"));
+    print(&rows.iter().map(|(label, name, voxels, m)| format!("{label:>3}  {name:<24} {voxels:>10} voxels{}\n", ml(m))).collect::<String>())
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use scanside::imaging::resample::same_grid;
 use scanside::imaging::stats::per_label;
 
-use super::open::open_volume;
+use super::open::{open_told, open_volume};
 use super::values::{about, labels, pool, real};
 use super::{Failure, print, print_json};
 
@@ -44,7 +44,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         return Err(Failure::usage(format!("--percentiles {p}: they lie between 0 and 100")));
     }
     let pool = pool(arguments.threads);
-    let volume = open_volume(&arguments.input)?;
+    let told = open_told(&arguments.input)?;
+    let (volume, placed) = (told.volume, told.placed);
     let map = match &arguments.labels {
         None => Array3::from_elem(volume.shape(), 1),
         Some(path) => {
@@ -69,15 +70,15 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
                     "label": s.label,
                     "voxels": s.voxels,
                     "not_finite": s.not_finite,
-                    "volume_mm3": s.volume_mm3,
-                    "volume_ml": s.volume_mm3 / 1000.0,
+                    "volume_mm3": placed.then_some(s.volume_mm3),
+                    "volume_ml": placed.then_some(s.volume_mm3 / 1000.0),
                     "mean": s.mean,
                     "std": s.std,
                     "min": s.min,
                     "max": s.max,
                     "percentiles": percentiles,
                     "centroid_voxel": s.centroid_voxel,
-                    "centroid_lps_mm": s.centroid_lps_mm,
+                    "centroid_lps_mm": placed.then_some(s.centroid_lps_mm),
                 })
             })
             .collect();
@@ -87,7 +88,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.percentiles.iter().for_each(|p| text += &format!(" {:>11}", format!("p{p}")));
     text.push('\n');
     for s in &found {
-        text += &format!("{:5} {:11} {:11.3}", s.label, s.voxels, s.volume_mm3 / 1000.0);
+        // Frames over time fill no volume.
+        let ml = if placed { format!("{:.3}", s.volume_mm3 / 1000.0) } else { "-".into() };
+        text += &format!("{:5} {:11} {ml:>11}", s.label, s.voxels);
         for v in [s.mean, s.std, s.min, s.max].iter().chain(&s.percentiles) {
             text += &format!(" {v:11.4}");
         }
