@@ -13,8 +13,8 @@ use super::{Failure, exit};
 
 /// Runs the box: takes studies in through its doors and reports what it finds. Flags win over the configuration file.
 ///
-/// Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong arguments, 65 a model package is refused, 69 a serial port, an
-/// address or the spool is not to be had, 70 a thread has died, 74 the disk or the watchdog cannot be used, 78 the
+/// Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong arguments, 65 a model package is refused or the box has lost its UID, 69 a serial port, an
+/// address or the spool is not to be had, 70 a thread has died or the journal cannot be synced, 74 the disk or the watchdog cannot be used, 78 the
 /// configuration is wrong (its sentence names file, key or budget). With 65 and 78 starting again does not help.
 /// A spool that is full at the start is no failure: new images are refused (DICOM 0xA700), what is held is analysed and
 /// delivered. Under systemd it says READY=1 and, while every thread lives, WATCHDOG=1.
@@ -81,7 +81,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 fn not_started(error: ServiceError) -> Failure {
     let code = match &error {
         ServiceError::Budget(_) | ServiceError::Setting(_) => exit::CONFIG,
-        ServiceError::Package(_) => exit::DATAERR,
+        ServiceError::Package(_) | ServiceError::DeviceUid(_) => exit::DATAERR,
         ServiceError::Serial(_) | ServiceError::Dicom(_) | ServiceError::Socket(_) => exit::UNAVAILABLE,
         ServiceError::Spool(SpoolError::InUse(_)) => exit::UNAVAILABLE,
         ServiceError::Spool(_) | ServiceError::Journal(_) | ServiceError::Inbox(_) | ServiceError::System { .. } => exit::IOERR,
@@ -120,7 +120,10 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     while stop.recv_timeout(every).is_err() {
         if let Some(name) = service.dead() {
             // Not stopped in order: what is acknowledged is on disk, and the next start takes it up.
-            let text = format!("thread {name} has ended, and only a new start brings it back");
+            let text = match name {
+                "journal" => "a sync of the journal failed, and only a new start tells what the disk has".to_owned(),
+                _ => format!("thread {name} has ended, and only a new start brings it back"),
+            };
             systemd.say("STOPPING=1");
             Failure::because(exit::SOFTWARE, text).report();
             std::process::exit(exit::SOFTWARE.into());

@@ -477,8 +477,9 @@ impl Place {
             tags::IMAGE_ORIENTATION_PATIENT => self.orientation = e.decimals(),
             tags::PIXEL_SPACING => self.pixel_spacing = e.decimals(),
             tags::SLICE_THICKNESS => self.thickness = e.decimal(),
-            tags::RESCALE_SLOPE => self.slope = e.decimal(),
-            tags::RESCALE_INTERCEPT => self.intercept = e.decimal(),
+            // One that is there and no number is not the same as none: NaN is refused in `frame`.
+            tags::RESCALE_SLOPE if e.text() != Some("") => self.slope = Some(e.decimal().unwrap_or(f64::NAN)),
+            tags::RESCALE_INTERCEPT if e.text() != Some("") => self.intercept = Some(e.decimal().unwrap_or(f64::NAN)),
             tags::WINDOW_CENTER => self.window = Some([e.decimal().unwrap_or(0.0), self.window.map_or(0.0, |w| w[1])]),
             tags::WINDOW_WIDTH => self.window = Some([self.window.map_or(0.0, |w| w[0]), e.decimal().unwrap_or(0.0)]),
             tags::DIFFUSION_B_VALUE => self.b_value = e.f64(0).map(|v| v.round() as i64),
@@ -542,9 +543,13 @@ impl Place {
         if slope == 0.0 {
             return Err(malformed("Rescale Slope (0028,1053) is zero"));
         }
+        let intercept = self.intercept.unwrap_or(0.0);
+        if !slope.is_finite() || !intercept.is_finite() {
+            return Err(malformed("Rescale Slope (0028,1053) or Intercept (0028,1052) is no number"));
+        }
         Ok(FrameHeader {
             plane,
-            rescale: Rescale { slope, intercept: self.intercept.unwrap_or(0.0) },
+            rescale: Rescale { slope, intercept },
             window: self.window.filter(|w| w[1] > 0.0),
             slice_thickness_mm: self.thickness.filter(|t| *t > 0.0),
             pass: [self.temporal.unwrap_or(0), self.echo.unwrap_or(0), self.b_value.unwrap_or(0), acquisition],

@@ -17,7 +17,8 @@ impl Instance<'_> {
     /// width. Uncompressed pixels that need none of this are not copied: `scratch` is used only where it must be.
     ///
     /// # Errors
-    /// A [`Rejection`] `Malformed` when the compressed bytes do not decode to the announced frame, `Unsupported` for a
+    /// A [`Rejection`] `Malformed` when the compressed bytes do not decode to the announced frame or
+    /// a value is infinite or NaN, `Unsupported` for a
     /// variant of a codec that is not read here.
     ///
     /// # Panics
@@ -36,6 +37,7 @@ impl Instance<'_> {
             return Ok(scratch);
         }
         match self.samples(n)? {
+            samples if !all_finite(&samples, pixel) => Err(malformed(format!("frame {n} has values that are no finite numbers"))),
             Cow::Borrowed(bytes) if !needs_masking(bytes, pixel) => Ok(bytes),
             samples => {
                 scratch.clear();
@@ -135,7 +137,8 @@ impl Instance<'_> {
         Ok(Cow::Owned(decoded))
     }
 
-    fn decoded_bytes(&self) -> usize {
+    /// Bytes of one decoded frame, all its samples.
+    pub fn decoded_bytes(&self) -> usize {
         let p = &self.header.pixel;
         self.header.rows * self.header.columns * p.samples * usize::from(p.bits_allocated / 8).max(1)
     }
@@ -414,6 +417,15 @@ fn unpack_bits(run: &[u8], mut places: impl Iterator<Item = usize>, out: &mut [u
         at += if literal { count } else { 1 };
     }
     next.is_none()
+}
+
+/// Whether every value is a number that can be measured with; integers always are.
+fn all_finite(bytes: &[u8], pixel: &PixelFormat) -> bool {
+    match pixel.voxel_type() {
+        VoxelType::F32 => bytes.as_chunks().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
+        VoxelType::F64 => bytes.as_chunks().0.iter().all(|b| f64::from_le_bytes(*b).is_finite()),
+        _ => true,
+    }
 }
 
 /// Whether bits above Bits Stored are anything but the value's own (zeros, or copies of the sign).

@@ -110,6 +110,42 @@ fn bits_above_bits_stored_are_not_part_of_the_value() {
 }
 
 #[test]
+fn float_pixels_that_are_no_numbers_are_refused_and_the_others_are_read() {
+    let parts = |value: f32| {
+        let mut file = file::head(&Uid::derived(b"class"), &Uid::derived(b"sop"), &Uid::parse("1.2.840.10008.1.2.1").unwrap());
+        for (group, element) in [(8u8, 0x16u8), (8, 0x18), (0x20, 0xd), (0x20, 0xe)] {
+            file.extend_from_slice(&[group, 0, element, 0, b'U', b'I', 6, 0]);
+            file.extend_from_slice(b"1.2.3\0");
+        }
+        for (low, high, number) in [(0x10, 0, 1), (0x11, 0, 2), (0, 1, 32)] {
+            file.extend_from_slice(&[0x28, 0, low, high, b'U', b'S', 2, 0, number, 0]);
+        }
+        file.extend_from_slice(&[0xe0, 0x7f, 8, 0, b'O', b'F', 0, 0, 8, 0, 0, 0]);
+        file.extend_from_slice(&[1.5f32.to_le_bytes(), value.to_le_bytes()].concat());
+        file
+    };
+    let decode = |value: f32| {
+        let file = parts(value);
+        Instance::parse(&file).expect("its header is sound").decode_frame(0, &mut Vec::new()).map(<[u8]>::len)
+    };
+    assert_eq!(decode(-1000.0), Ok(8));
+    for value in [f32::NEG_INFINITY, f32::NAN] {
+        assert_eq!(decode(value).unwrap_err().code, RejectionCode::Malformed);
+    }
+}
+
+#[test]
+fn a_rescale_that_is_no_number_is_not_taken_for_none() {
+    let file = template(VoxelType::I16, 16).image(&slice(1, &words(0, 99)), TransferSyntax::find("1.2.840.10008.1.2.1").unwrap());
+    let mut file = file.expect("it is built");
+    let at = file.windows(6).position(|w| w == [0x28, 0, 0x52, 0x10, b'D', b'S']).expect("an intercept");
+    file[at + 8..at + 11].copy_from_slice(b"nan");
+    let end = at + 8 + usize::from(file[at + 6]);
+    file[at + 11..end].fill(b' ');
+    assert_eq!(Instance::parse(&file).unwrap_err().code, RejectionCode::Malformed);
+}
+
+#[test]
 fn an_enhanced_image_gives_each_frame_its_place_and_pixels() {
     let frames: Vec<Vec<u8>> = (0..5).map(|n| words(n * 100, n * 100 + 50)).collect();
     let slices: Vec<_> = frames.iter().enumerate().map(|(n, pixels)| slice(n, pixels)).collect();

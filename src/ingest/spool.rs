@@ -68,7 +68,7 @@ fn disk(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolErro
 pub struct SpoolLimits {
     /// Most bytes of instances at a time, all series together.
     pub bytes_max: u64,
-    /// Most bytes of one instance, also after inflation.
+    /// Most bytes of one instance, also after inflation, and of one of its frames when decoded.
     pub instance_bytes_max: usize,
 }
 
@@ -225,7 +225,7 @@ impl Spool {
     /// Call it once, before the doors open.
     ///
     /// # Errors
-    /// [`SpoolError`] when a folder cannot be read. A file that is no sound instance any more is set aside under
+    /// [`SpoolError`] when a folder cannot be read. A file that cannot be read, or is no sound instance any more, is set aside under
     /// `damaged` in the spool, with an error in the log.
     pub fn recover(&self) -> Result<Vec<Arrival>, SpoolError> {
         let incoming = self.folder.join("incoming");
@@ -240,15 +240,15 @@ impl Spool {
                 match (name, kind) {
                     (Some(_), "conflict") => conflicts.push(path),
                     (Some(name), "dcm") => {
-                        let file = fs::read(&path).map_err(disk("read", &path))?;
-                        match self.header(&file) {
-                            Ok(header) => {
-                                let stamp = Stamp::of(&file, &header);
+                        let unreadable = |e: io::Error| Rejection::new(RejectionCode::Malformed, format!("cannot be read: {e}"));
+                        let read = fs::read(&path).map_err(unreadable);
+                        match read.and_then(|file| self.header(&file).map(|header| (Stamp::of(&file, &header), header))) {
+                            Ok((stamp, header)) => {
                                 self.bytes.fetch_add(stamp.file_bytes, Ordering::Relaxed);
                                 stamps.insert(name, stamp);
                                 arrivals.push(arrival(path, source, header, stamp.file_bytes));
                             }
-                            Err(damage) => self.set_aside(&path, &damage)?,
+                            Err(damage) => self.set_aside(&path, &damage),
                         }
                     }
                     _ if path.file_name().is_some_and(|name| name == RELEASED) => {}
@@ -477,7 +477,14 @@ impl Spool {
     /// What an instance says of itself; structure and sizes are sound then.
     fn header(&self, file: &[u8]) -> Result<Header, Rejection> {
         file::check_inflated_size(file, self.limits.instance_bytes_max)?;
-        Ok(Instance::parse(file)?.header)
+        let instance = Instance::parse(file)?;
+        // A few bytes of RLE may become gigabytes: what the memory plan has for an instance holds for a decoded frame, too.
+        let (frame_bytes, most) = (instance.decoded_bytes(), self.limits.instance_bytes_max);
+        if frame_bytes > most {
+            let text = format!("a frame of {frame_bytes} bytes when decoded, at most {most} are taken");
+            return Err(Rejection::new(RejectionCode::TooLarge, text));
+        }
+        Ok(instance.header)
     }
 
     /// Whether the file on disk holds the same transfer syntax and data set; file meta information may differ, since
@@ -488,12 +495,14 @@ impl Spool {
         Ok(theirs.transfer_syntax == header.transfer_syntax && file::data_set(file) == file::data_set(&kept))
     }
 
-    fn set_aside(&self, path: &Path, damage: &Rejection) -> Result<(), SpoolError> {
+    /// One bad file must not keep all others from their reports: where it cannot be moved it stays, and is passed over.
+    fn set_aside(&self, path: &Path, damage: &Rejection) {
         let folder = self.folder.join("damaged");
-        make_folder(&folder).map_err(disk("make the folder", &folder))?;
         let aside = folder.join(path.file_name().unwrap_or_default());
-        log::error!("{}: {damage}; set aside as {}", path.display(), aside.display());
-        fs::rename(path, &aside).map_err(disk("set aside", path))
+        match make_folder(&folder).and_then(|()| fs::rename(path, &aside)) {
+            Ok(()) => log::error!("{}: {damage}; set aside as {}", path.display(), aside.display()),
+            Err(error) => log::error!("{}: {damage}; cannot be set aside: {error}", path.display()),
+        }
     }
 
     fn clear_halves(&self) -> Result<(), SpoolError> {
@@ -653,7 +662,7 @@ fn io_error(error: SpoolError) -> Refused {
 }
 
 /// Writes beside, flushes, renames, flushes the folder. On failure nothing is left, under either name.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let part = path.with_extension("part");
     let written = (|| {
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&part)?;
@@ -924,6 +933,46 @@ mod tests {
         let second = bench(dir.path(), SpoolLimits::default());
         assert_eq!(second.spool.recover().unwrap(), []);
         assert_eq!(files(dir.path()), [dir.path().join("damaged").join(whole.file_name().unwrap())]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_does_not_keep_the_others_from_their_report() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = bench(dir.path(), SpoolLimits::default());
+        for sop in ["1.2.3.1.1", "1.2.3.1.2"] {
+            first.store(&instance("1.2.3.1", sop, b"12")).unwrap();
+        }
+        drop(first);
+        let spoilt = files(&dir.path().join("incoming")).remove(0);
+        fs::remove_file(&spoilt).unwrap();
+        fs::create_dir(&spoilt).unwrap();
+        let second = bench(dir.path(), SpoolLimits::default());
+        assert_eq!(second.spool.recover().unwrap().len(), 1);
+        assert!(!spoilt.exists() && dir.path().join("damaged").join(spoilt.file_name().unwrap()).is_dir());
+    }
+
+    #[test]
+    fn a_frame_that_would_outgrow_the_memory_plan_when_decoded_is_refused_at_the_door() {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = bench(dir.path(), SpoolLimits { instance_bytes_max: 64 << 20, ..SpoolLimits::default() });
+        let mut file = instance("1.2.3.1", "1.2.3.1.1", &[]);
+        // An RLE frame of 8192 x 8193 pixels of 8 bits in some bytes.
+        let pixels = file.len() - 12;
+        file.truncate(pixels);
+        for (tag, value) in [(0x10u8, 8193u16), (0x11, 8192)] {
+            let at = file.windows(6).position(|w| w == [0x28, 0, tag, 0, b'U', b'S']).unwrap();
+            file[at + 8..at + 10].copy_from_slice(&value.to_le_bytes());
+        }
+        let syntax = file.windows(19).position(|w| w == b"1.2.840.10008.1.2.1").unwrap();
+        file[syntax..syntax + 20].copy_from_slice(b"1.2.840.10008.1.2.5\0");
+        file.extend_from_slice(&[0xe0, 0x7f, 0x10, 0, b'O', b'B', 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        file.extend_from_slice(&[0xfe, 0xff, 0, 0xe0, 0, 0, 0, 0, 0xfe, 0xff, 0, 0xe0, 64, 0, 0, 0]);
+        file.extend_from_slice(&[1, 0, 0, 0, 64]);
+        file.extend_from_slice(&[0; 59]);
+        file.extend_from_slice(&[0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0]);
+        let error = bench.store(&file).unwrap_err();
+        assert!(matches!(&error, IntakeError::Rejected(r) if r.code == RejectionCode::TooLarge), "{error}");
+        assert!(files(dir.path()).is_empty());
     }
 
     #[test]

@@ -333,6 +333,21 @@ impl Report {
         }
     }
 
+    /// What is said of a series whose report cannot be written: that it failed and why, and none of its figures.
+    pub fn unfit(&self, bad: &BadReport) -> Self {
+        Self {
+            status: Status::Failed,
+            reason: Some(Reason::new("fault", bad.to_string())),
+            models: Vec::new(),
+            volume: None,
+            findings: Vec::new(),
+            measurements: BTreeMap::new(),
+            series_used: Vec::new(),
+            timing_ms: BTreeMap::new(),
+            ..self.clone()
+        }
+    }
+
     /// The same report with the volume a rejection is about (its missing slices, for one).
     pub fn with_volume(mut self, volume: VolumeUsed) -> Self {
         self.volume = Some(volume);

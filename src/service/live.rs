@@ -343,7 +343,7 @@ impl Shared {
         };
         let report = report.with_timing("total", stream.opened.elapsed());
         log::info!("series {}: the live stream has ended: {}", stream.series, report.status.word());
-        self.keep(&stream.series, &report, || {});
+        self.keep(&stream.series, report, || {});
     }
 
     fn read_stream(&self, stream: &Stream) -> Result<Ended, crate::exam::ExamError> {

@@ -36,10 +36,10 @@ use crate::ingest::Intake;
 use crate::ingest::dicom::{DicomConfig, DicomServer, DicomServerError};
 use crate::ingest::inbox::{InboxConfig, InboxError, InboxWatcher};
 use crate::ingest::socket::{LIVE_RECEIVING_BYTES, Services, SocketConfig, SocketError, SocketServer};
-use crate::ingest::spool::{Spool, SpoolError, SpoolLimits};
+use crate::ingest::spool::{Spool, SpoolError, SpoolLimits, write_durably};
 use crate::link::SerialPort;
 use crate::report::{Device, Report};
-use crate::report::journal::{Journal, JournalError};
+use crate::report::journal::{Appended, Journal, JournalError};
 use crate::report::line::send_reports;
 use crate::report::wire::Pace;
 use crate::series::{Assembler, Limits};
@@ -88,6 +88,13 @@ pub enum ServiceError {
     /// The serial device is not there, or is no serial device.
     #[error("serial.device: {0}")]
     Serial(std::io::Error),
+    /// The box has reported, and no longer knows under which UID.
+    #[error(
+        "{} holds no UID, and the reports in the journal bear one: write it there again (\"device\", \"uid\" of any report of this \
+         box), or remove the file to go on under a new one; series that are reported already may then be reported twice",
+        .0.display()
+    )]
+    DeviceUid(PathBuf),
     /// The system has no thread, file or descriptor for us.
     #[error("cannot {doing}: {source}")]
     System {
@@ -176,7 +183,7 @@ impl Service {
         for damage in &recovery.damage {
             log::error!("the journal was damaged: {damage:?}");
         }
-        let device = device(&folder, &settings.device.name)?;
+        let device = device(&folder, &settings.device.name, &journal)?;
         let exams = Exams::load(&models, &settings.exams.run)?;
         let analyst = Analyst::new(exams, settings.threads(), device, scratch.clone());
         let plan = memory_plan(&settings, &analyst).hold_against(&settings.memory)?;
@@ -242,7 +249,8 @@ impl Service {
         self.shared.hearts.stalled(Instant::now(), STALL_AFTER)
     }
 
-    /// The first thread or door that has ended, which none does before the service stops: only a new start helps.
+    /// The first thread or door that has ended, which none does before the service stops, or the journal when it can write no
+    /// more: only a new start helps.
     pub fn dead(&self) -> Option<&'static str> {
         let finished = self.threads.iter().find(|(_, thread)| thread.is_finished()).map(|(name, _)| *name);
         let doors = [
@@ -250,7 +258,8 @@ impl Service {
             ("inbox", self.inbox.as_ref().is_none_or(InboxWatcher::is_alive)),
             ("socket", self.socket.as_ref().is_none_or(SocketServer::is_alive)),
         ];
-        finished.or_else(|| doors.into_iter().find(|(_, alive)| !alive).map(|(name, _)| name))
+        let door = || doors.into_iter().find(|(_, alive)| !alive).map(|(name, _)| name);
+        finished.or_else(door).or_else(|| self.shared.journal.is_unsure().then_some("journal"))
     }
 
     /// Closes the doors, lets the exam in progress finish its report, and waits for the threads. What is not reported yet
@@ -441,8 +450,9 @@ impl Shared {
         for (report, part) in reports.zip(parts) {
             let series = &part.series.series;
             let beat = || self.hearts.beat("exam", Instant::now());
-            let Some(number) = self.keep(series, &report, beat) else { return };
-            log::info!("series {series}: {}, report {number}", report.status.word());
+            if !self.keep(series, report, beat) {
+                return;
+            }
         }
         self.clear_up(parts, spool);
     }
@@ -464,20 +474,21 @@ impl Shared {
         }
     }
 
-    /// Puts a report into the journal and gives its number; None when the service stops before that is possible. A report is the
-    /// one thing that must not be dropped: nothing else is begun before it is kept. `trying` is called at each attempt.
-    fn keep(&self, series: &Uid, report: &Report, trying: impl Fn()) -> Option<u64> {
+    /// Puts a report into the journal; false when the service stops before that is possible. A report is the one thing that must
+    /// not be dropped: nothing else is begun before it is kept. `trying` is called at each attempt.
+    fn keep(&self, series: &Uid, mut report: Report, trying: impl Fn()) -> bool {
         loop {
             trying();
-            match self.journal.append_once(report.clone()) {
+            match append(&self.journal, &mut report) {
                 Ok(appended) => {
                     self.reported.fetch_add(1, Ordering::Relaxed);
-                    return Some(appended.sequence());
+                    log::info!("series {series}: {}, report {}", report.status.word(), appended.sequence());
+                    return true;
                 }
                 Err(error) => {
                     log::error!("series {series}: {error}");
                     if self.stop.load(Ordering::Relaxed) {
-                        return None;
+                        return false;
                     }
                     std::thread::sleep(Duration::from_secs(1));
                 }
@@ -501,6 +512,18 @@ impl Shared {
             memory_budget_mib: self.settings.memory.budget_mib,
             stalled: self.hearts.stalled(Instant::now(), STALL_AFTER),
         }
+    }
+}
+
+/// A report that contradicts itself would do so at every attempt, and all others would wait behind it: its series has failed.
+fn append(journal: &Journal, report: &mut Report) -> Result<Appended, JournalError> {
+    match journal.append_once(report.clone()) {
+        Err(JournalError::BadReport(bad)) => {
+            log::error!("series {}: {bad}", report.series_uid);
+            *report = report.unfit(&bad);
+            journal.append_once(report.clone())
+        }
+        other => other,
     }
 }
 
@@ -556,20 +579,89 @@ pub fn models(settings: &Settings) -> Result<Models, ServiceError> {
     Ok(Models::new(settings.models.path.clone(), trust))
 }
 
-/// The box's own UID is drawn once and kept beside the spool.
-fn device(folder: &Path, name: &str) -> Result<Device, ServiceError> {
+/// The box's own UID is drawn once and kept beside the spool. The UIDs of its reports come from it: with another one, a series
+/// whose report is in the journal would be reported again.
+fn device(folder: &Path, name: &str, journal: &Journal) -> Result<Device, ServiceError> {
     let path = folder.join("device-uid");
-    let uid = match std::fs::read_to_string(&path).ok().and_then(|text| Uid::parse(text.trim()).ok()) {
-        Some(uid) => uid,
-        None => {
+    let kept = match std::fs::read(&path) {
+        Ok(bytes) => Some(std::str::from_utf8(&bytes).ok().and_then(|text| Uid::parse(text.trim()).ok())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(system(format!("read {}", path.display()))(error)),
+    };
+    let uid = match kept {
+        Some(Some(uid)) => uid,
+        Some(None) if journal.newest() > 0 => return Err(ServiceError::DeviceUid(path)),
+        _ => {
             let mut seed = [0u8; 32];
             std::fs::File::open("/dev/urandom")
                 .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut seed))
                 .map_err(system("draw a UID for this box"))?;
             let uid = Uid::derived(&seed);
-            std::fs::write(&path, format!("{uid}\n")).map_err(system(format!("write {}", path.display())))?;
+            write_durably(&path, format!("{uid}\n").as_bytes()).map_err(system(format!("write {}", path.display())))?;
             uid
         }
     };
     Ok(Device { name: name.to_owned(), version: env!("CARGO_PKG_VERSION").into(), uid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Status as Outcome;
+    use crate::report::tests::complete;
+
+    fn journal(folder: &Path) -> Journal {
+        Journal::open(&folder.join("reports"), Default::default()).unwrap().0
+    }
+
+    #[test]
+    fn a_report_that_contradicts_itself_is_replaced_by_a_failed_one_and_the_next_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = journal(folder.path());
+        let mut bad = complete(1);
+        bad.measurements.get_mut("lung_volume_ml").unwrap().value = f64::NEG_INFINITY;
+        let key = bad.report_uid.clone();
+        assert_eq!(append(&journal, &mut bad).unwrap(), Appended::New(1));
+        assert_eq!(append(&journal, &mut complete(2)).unwrap(), Appended::New(2));
+        let written = Report::from_json(&journal.next_after(0).unwrap().unwrap().json).unwrap();
+        assert_eq!((written.status, written.report_uid), (Outcome::Failed, key));
+        assert!(written.findings.is_empty() && written.measurements.is_empty() && written.volume.is_none());
+        let reason = written.reason.unwrap();
+        assert_eq!(reason.code, "fault");
+        assert!(reason.text.contains("lung_volume_ml"), "{}", reason.text);
+    }
+
+    #[test]
+    fn a_box_that_has_reported_draws_no_second_uid() {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, path) = (journal(folder.path()), folder.path().join("device-uid"));
+        std::fs::write(&path, "").unwrap();
+        let first = device(folder.path(), "box", &journal).expect("nothing bears a UID yet").uid;
+        journal.append_once(complete(1)).unwrap();
+        assert_eq!(device(folder.path(), "box", &journal).unwrap().uid, first);
+        std::fs::write(&path, "").unwrap();
+        let error = device(folder.path(), "box", &journal).unwrap_err();
+        assert!(matches!(error, ServiceError::DeviceUid(_)), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"", "what is there is left for a person to look at");
+    }
+
+    #[test]
+    fn a_journal_that_can_write_no_more_ends_the_service() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = Settings::default();
+        settings.spool.path = folder.path().join("spool");
+        settings.exams.run = Vec::new();
+        settings.dicom.listen = None;
+        settings.socket.path = None;
+        settings.inbox.path = None;
+        let service = Service::start(settings).unwrap();
+        service.journal().append_once(complete(1)).unwrap();
+        assert_eq!(service.dead(), None);
+        service.journal().lose_the_disk();
+        service.journal().append_once(complete(2)).unwrap_err();
+        assert_eq!(service.dead(), Some("journal"));
+        drop(service);
+        let (again, _) = Journal::open(&folder.path().join("spool/reports"), Default::default()).unwrap();
+        assert_eq!(again.append_once(complete(2)).unwrap(), Appended::New(2));
+    }
 }

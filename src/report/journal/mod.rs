@@ -293,6 +293,17 @@ impl Journal {
         self.lock().keys.get(report_uid).copied()
     }
 
+    /// Whether a failed sync has closed it to writing: only [`Journal::open`] finds out what the disk has.
+    pub fn is_unsure(&self) -> bool {
+        self.lock().unsure
+    }
+
+    /// From now on the disk takes nothing, not even the file's old length.
+    #[cfg(test)]
+    pub(crate) fn lose_the_disk(&self) {
+        self.lock().file = Arc::new(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    }
+
     /// Whether a report of any size would be taken now; ask before a series is accepted.
     pub fn has_room(&self) -> bool {
         let state = self.lock();
