@@ -36,12 +36,21 @@ impl Instance<'_> {
             widen(scratch, pixel.voxel_type());
             return Ok(scratch);
         }
+        if matches!(self.source, PixelSource::Fragments(_)) {
+            *scratch = Vec::new();
+        }
         match self.samples(n)? {
             samples if !all_finite(&samples, pixel) => Err(malformed(format!("frame {n} has values that are no finite numbers"))),
             Cow::Borrowed(bytes) if !needs_masking(bytes, pixel) => Ok(bytes),
-            samples => {
+            Cow::Borrowed(bytes) => {
                 scratch.clear();
-                scratch.extend_from_slice(&samples);
+                scratch.extend_from_slice(bytes);
+                mask(scratch, pixel);
+                Ok(scratch)
+            }
+            // Moved, not copied: the memory plan has room for one decoded frame.
+            Cow::Owned(samples) => {
+                *scratch = samples;
                 mask(scratch, pixel);
                 Ok(scratch)
             }
