@@ -14,59 +14,59 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Analyses a study that lies in a folder or a file.
+    #[command(about = "Analyses a study that lies in a folder or a file")]
     Analyze(cli::analyze::Arguments),
-    /// Finds bright blobs of any size.
+    #[command(about = "Finds bright blobs of any size")]
     Blobs(cli::blobs::Arguments),
-    /// Numbers and measures the connected parts of a mask.
+    #[command(about = "Numbers and measures the connected parts of a mask")]
     Components(cli::components::Arguments),
-    /// Shows what a configuration file comes to.
+    #[command(about = "Shows what a configuration file comes to")]
     Config(cli::config::Arguments),
-    /// Converts between DICOM series, NIfTI and NRRD.
+    #[command(about = "Converts DICOM series, NIfTI and NRRD to NIfTI or DICOM")]
     Convert(cli::convert::Arguments),
-    /// Cuts a box out of an image.
+    #[command(about = "Cuts a box out of an image")]
     Crop(cli::crop::Arguments),
-    /// Shows the appliance at work on a phantom, against the truth.
+    #[command(about = "Shows the appliance at work on a phantom, against the truth")]
     Demo(cli::demo::Arguments),
-    /// Measures how good findings and label maps are against a truth.
+    #[command(about = "Measures how good findings and label maps are against a truth")]
     Eval(cli::eval::Arguments),
-    /// Shows what an image says about itself.
+    #[command(about = "Shows what an image says about itself")]
     Info(cli::info::Arguments),
-    /// Makes the surface of a level or of labels: STL, PLY, OBJ, glTF.
+    #[command(about = "Makes the surface of a level or of labels: STL, PLY, OBJ, glTF")]
     Mesh(cli::mesh::Arguments),
-    /// Model packages: lists, checks, installs, explains and times them.
+    #[command(about = "Model packages: lists, checks, installs, explains and times them")]
     Model(cli::model::Arguments),
-    /// Grows, shrinks, opens, closes and fills masks.
+    #[command(about = "Grows, shrinks, opens, closes and fills masks")]
     Morphology(cli::morphology::Arguments),
-    /// Draws a chest CT that nobody has, with nodules at known places.
+    #[command(about = "Draws images of nobody: a chest CT, a brain MR or a cine, with lesions at known places")]
     Phantom(cli::phantom::Arguments),
-    /// Draws an image as PNG or in the terminal: slice, montage, three planes.
+    #[command(about = "Draws an image as PNG or in the terminal: slice, montage, three planes")]
     Preview(cli::preview::Arguments),
-    /// Lays a moving image over a fixed one.
+    #[command(about = "Lays a moving image over a fixed one")]
     Register(cli::register::Arguments),
-    /// Puts an image on another grid, spacing or orientation.
+    #[command(about = "Puts an image on another grid, spacing or orientation")]
     Resample(cli::resample::Arguments),
-    /// Labels an image with a segmentation package.
+    #[command(about = "Labels an image with a segmentation package")]
     Segment(cli::segment::Arguments),
-    /// Checks the box with the built-in phantom through the whole path.
+    #[command(about = "Checks the box with the built-in phantom through the whole path")]
     Selftest(cli::demo::SelftestArguments),
-    /// Sends images to a scanside, or to any other DICOM application.
+    #[command(about = "Sends images to a scanside, or to any other DICOM application")]
     Send(cli::send::Arguments),
-    /// Runs the box: studies in, reports out.
+    #[command(about = "Runs the box: studies in, reports out")]
     Serve(cli::serve::Arguments),
-    /// Smooths: Gaussian, median, curvature flow.
+    #[command(about = "Smooths: Gaussian, median, curvature flow")]
     Smooth(cli::smooth::Arguments),
-    /// Measures the values under each label.
+    #[command(about = "Measures the values under each label")]
     Stats(cli::stats::Arguments),
-    /// Asks a running service how it is.
+    #[command(about = "Asks a running service how it is")]
     Status(cli::status::Arguments),
-    /// Makes a mask of a range of values, or by Otsu's threshold.
+    #[command(about = "Makes a mask of a range of values, or by Otsu's threshold")]
     Threshold(cli::threshold::Arguments),
-    /// Z-scores, percent change and maps of 4-D series.
+    #[command(about = "Z-scores, percent change and maps of 4-D series")]
     Timeseries(cli::timeseries::Arguments),
-    /// Takes a signed update of firmware and models, and goes back when it does no good.
+    #[command(about = "Takes a signed update of firmware and models, and goes back when it does no good")]
     Update(cli::update::Arguments),
-    /// Prints reports as they come, from the serial line or the local socket.
+    #[command(about = "Prints reports as they come, from the serial line or the local socket")]
     Watch(cli::watch::Arguments),
 }
 

@@ -91,6 +91,23 @@ fn a_header_that_lies_is_refused_by_every_command_with_the_file_and_the_field() 
 }
 
 #[test]
+fn every_help_teaches_and_an_output_that_cannot_be_written_is_not_made_a_folder() {
+    for (command, example) in [("threshold", "--otsu --json"), ("phantom", "scanside analyze"), ("analyze", "Exit code 0")] {
+        let help = String::from_utf8(scanside(&[command, "--help"]).stdout).unwrap();
+        assert!(help.contains(example), "{help}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = ball(folder.path());
+    for name in ["out.nrrd", "out.mha", "out.png", "out.dcm"] {
+        let out = folder.path().join(name);
+        let output = scanside(&["convert", &image, out.to_str().unwrap()]);
+        assert!(output.status.code() == Some(2) && !out.exists(), "{name}");
+    }
+    let output = scanside(&["analyze", &image, "--out", folder.path().to_str().unwrap(), "--models", "/no/such/folder"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn a_gzip_bomb_costs_no_more_than_its_header_says() {
     let folder = tempfile::tempdir().unwrap();
     let good = ball(folder.path());

@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Folder of model packages that replace the built-in ones
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = super::values::folder)]
     models: Option<PathBuf>,
     /// Prints the report as one line of JSON
     #[arg(long)]

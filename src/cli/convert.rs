@@ -50,10 +50,20 @@ pub struct Arguments {
     json: bool,
 }
 
+/// Ends of names that ask for a file: none of them is a folder somebody means.
+const FORMATS: &[&str] = &[".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".dcm", ".png", ".jpg", ".npy", ".gz", ".nii.gzz", ".zip"];
+
 /// Converts.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let name = arguments.output.to_string_lossy().to_lowercase();
     let nifti = name.ends_with(".nii") || name.ends_with(".nii.gz");
+    if !nifti && !arguments.output.is_dir() && FORMATS.iter().any(|format| name.ends_with(format)) {
+        let text = "what is written is .nii, .nii.gz, or a folder of DICOM files";
+        return Err(Failure::usage(format!("{}: {text}", arguments.output.display())));
+    }
+    if !["CT", "MR", "OT"].contains(&arguments.modality.as_str()) {
+        return Err(Failure::usage(format!("--modality {}: CT, MR or OT", arguments.modality)));
+    }
     let mut volumes = Volumes::open(&arguments.input, arguments.series.as_deref(), arguments.accept_incomplete)?;
     if nifti {
         to_nifti(&mut volumes, &arguments.output, &pool(arguments.threads))?;

@@ -99,13 +99,13 @@ pub fn choose(mut scan: Scan, path: &Path, named: Option<&str>) -> Result<FileSe
             Failure::usage(format!("{}: no series {uid}; there are\n{}", path.display(), list(&scan)))
         })?,
         None if !scan.one_patient() => {
-            let text = "the images are of more than one patient; name one with --series";
+            let text = "the images are of more than one patient; convert --series takes one of them out";
             return Err(Failure::impossible(format!("{}: {text}\n{}", path.display(), list(&scan))));
         }
         None => 0,
     };
     if named.is_none() && scan.series.len() > 1 {
-        eprintln!("scanside: {}: taking the largest of {} series; --series names another", path.display(), scan.series.len());
+        eprintln!("scanside: {}: taking the largest of {} series; convert --series takes another out", path.display(), scan.series.len());
         eprintln!("{}", list(&scan));
     }
     Ok(scan.series.swap_remove(at))

@@ -31,7 +31,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Folder of packages that replace the built-in ones.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = super::values::folder)]
     models: Option<PathBuf>,
     /// Blend overlapping tiles instead of letting each decide its own part.
     #[arg(long)]

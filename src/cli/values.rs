@@ -33,6 +33,12 @@ pub fn check_output(path: &Path) -> Result<(), Failure> {
     Err(Failure::usage(format!("{}: the output must be named .nii or .nii.gz", path.display())))
 }
 
+/// A folder named on the command line, which has to be there.
+pub fn folder(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_dir() { Ok(path) } else { Err("no such folder".into()) }
+}
+
 /// All real values.
 pub fn real(volume: &Volume) -> Array3<f32> {
     volume.to_f32(0..volume.shape()[0])
