@@ -1,7 +1,7 @@
 //! What the toolbox commands share: real values, masks and labels of a volume, and results with its geometry.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, ArrayView3};
 
