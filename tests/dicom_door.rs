@@ -6,7 +6,7 @@ mod instances;
 mod seeded;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -232,6 +232,59 @@ fn our_client_sends_a_folder_and_sends_it_again() {
     let arrivals: Vec<Arrival> = door.arrivals.try_iter().collect();
     assert!(matches!(arrivals.last(), Some(Arrival::Released(_))));
     assert_eq!(arrivals.len(), 2 * (10 + 1), "each sender's instances, and its release");
+}
+
+/// A way to `address` that breaks once, at the first A-RELEASE-RQ, which nobody hears.
+fn breaks_at_its_first_release(address: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let way = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut broken = false;
+        for caller in listener.incoming() {
+            let (mut caller, mut called) = (caller.unwrap(), TcpStream::connect(address).unwrap());
+            let (mut answers, mut back) = (called.try_clone().unwrap(), caller.try_clone().unwrap());
+            let answering = std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            while let Some(pdu) = read_pdu(&mut caller).filter(|pdu| broken || pdu[0] != 5) {
+                called.write_all(&pdu).unwrap();
+            }
+            broken = true;
+            for end in [&caller, &called] {
+                let _ = end.shutdown(std::net::Shutdown::Both);
+            }
+            let _ = answering.join();
+        }
+    });
+    way
+}
+
+#[test]
+fn a_release_that_nobody_heard_is_made_up_for_with_a_file_of_each_series() {
+    let door = open(config());
+    let folder = tempfile::tempdir().unwrap();
+    write_series(&folder.path().join("a"), "1.2.826.0.1.2", 3);
+    write_series(&folder.path().join("b"), "1.2.826.0.1.3", 3);
+    let (found, _) = find_files(folder.path()).unwrap();
+    let peer = Peer {
+        address: breaks_at_its_first_release(door.server.address()),
+        attempts: 2,
+        pause: Duration::from_millis(1),
+        ..door.peer()
+    };
+    let (mut stored, mut again) = (0, 0);
+    let failed = send(&peer, &found, &mut |sent| match sent {
+        Sent::Stored(..) => stored += 1,
+        Sent::Retry(..) => again += 1,
+        Sent::Failed(..) => panic!("{sent:?}"),
+    });
+    assert_eq!((failed.len(), stored, again), (0, 6, 1));
+    let told = |arrival| match arrival {
+        Arrival::Instance(instance) => instance.series.to_string(),
+        Arrival::Released(_) => "released".into(),
+        Arrival::Lost(_) => "lost".into(),
+        other => format!("{other:?}"),
+    };
+    let told: Vec<String> = door.arrivals.try_iter().skip(6).map(told).collect();
+    assert_eq!(told, ["lost", "1.2.826.0.1.2", "1.2.826.0.1.3", "released"]);
 }
 
 #[test]

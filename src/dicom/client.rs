@@ -9,11 +9,18 @@ use std::time::{Duration, Instant};
 use super::association::{Association, AssociationError, Event, Limits};
 use super::dimse::{CommandSet, Status, field};
 use super::file::{FileMeta, HEAD_BYTES_MAX, files_below};
+use super::Unreleased;
 use super::negotiation::{AbortReason, AeTitle, Context, VERIFICATION};
 use crate::study::{Rejection, Uid};
 
 /// Presentation contexts of one association: ids are odd and fit a byte (PS3.8 9.3.2.2).
 const CONTEXTS_MAX: usize = 128;
+
+/// Releases that may go wrong before the peer is left with what it has: some just hang up.
+const RELEASES_MAX: usize = 3;
+
+/// Longest pause between two attempts, in first pauses: a box that starts anew is found soon.
+const PAUSES_MAX: u32 = 16;
 
 /// Basic Directory (PS3.4 I): a DICOMDIR lies among the images of every medium and is none.
 const MEDIA_DIRECTORY: &str = "1.2.840.10008.1.3.10";
@@ -228,7 +235,8 @@ fn read_head(path: &Path) -> Result<FileMeta, SendError> {
 /// Sends files, with as many associations as it takes, and gives back those that the peer does not have.
 ///
 /// An association that breaks is made anew and goes on with the file it broke at; an instance that was stored just
-/// before it broke is sent again, which a peer takes as the duplicate it is.
+/// before it broke is sent again, which a peer takes as the duplicate it is. So is one file of each series that came by
+/// broken associations only: until a release is answered the peer cannot know that nothing more comes.
 pub fn send(peer: &Peer, files: &[(PathBuf, FileMeta)], tell: &mut dyn FnMut(Sent<'_>)) -> Vec<NotSent> {
     let mut failed = Vec::new();
     let mut rest = files;
@@ -263,46 +271,68 @@ fn send_batch(
     failed: &mut Vec<NotSent>,
 ) {
     let mut association = None;
-    let (mut at, mut attempt) = (0, 0);
-    while let Some((path, _)) = files.get(at) {
-        let outcome = (|| {
-            let open = match association.as_mut() {
-                Some(open) => open,
-                None => association.insert(StoreAssociation::open(peer, pairs)?),
-            };
-            let file = std::fs::read(path)?;
-            open.store(&file)?;
-            Ok(file.len() as u64)
-        })();
-        match outcome {
-            Ok(bytes) => {
+    let mut unreleased = Unreleased::default();
+    let (mut at, mut attempt, mut releases) = (0, 0, 0);
+    loop {
+        let fresh = files.get(at).map(|(path, _)| path.as_path());
+        let again = if fresh.is_none() { unreleased.again() } else { None };
+        let outcome = match fresh.or(again) {
+            Some(path) => store(peer, pairs, &mut association, path).map(|file| {
+                unreleased.stored(&file, path);
+                file.len() as u64
+            }),
+            None => {
+                releases += 1;
+                association.take().map_or(Ok(0), |open| Ok(open.release().map(|()| 0)?))
+            }
+        };
+        match (outcome, fresh, again) {
+            (Ok(bytes), Some(path), _) => {
                 (at, attempt) = (at + 1, 0);
                 tell(Sent::Stored(path, bytes));
             }
-            Err(why @ SendError::Association(_)) => {
+            (Ok(_), None, Some(_)) => {}
+            (Ok(_), None, None) => return,
+            (Err(why @ SendError::Association(_)), ..) => {
                 if let Some(broken) = association.take() {
                     broken.abort();
                 }
+                unreleased.broken();
                 attempt += 1;
                 let hopeless = matches!(why, SendError::Association(AssociationError::Rejected { transient: false, .. }));
-                if hopeless || attempt >= peer.attempts.max(1) {
+                if hopeless || attempt >= peer.attempts.max(1) || releases >= RELEASES_MAX {
+                    // A release that goes wrong takes nothing back.
                     return give_up(&files[at..], why, tell, failed);
                 }
-                let pause = peer.pause * 2u32.saturating_pow(attempt as u32 - 1).min(64);
+                let pause = peer.pause * 2u32.saturating_pow(attempt as u32 - 1).min(PAUSES_MAX);
                 tell(Sent::Retry(&why, pause));
                 std::thread::sleep(pause);
             }
-            Err(why) => {
+            (Err(why), Some(path), _) => {
                 (at, attempt) = (at + 1, 0);
                 tell(Sent::Failed(path, &why));
-                failed.push(NotSent { path: path.clone(), why });
+                failed.push(NotSent { path: path.into(), why });
             }
+            (Err(_), None, Some(path)) => unreleased.unwanted(path),
+            (Err(_), None, None) => return,
         }
     }
-    if let Some(open) = association {
-        // Everything is answered for; a release that goes wrong takes nothing back.
-        let _ = open.release();
-    }
+}
+
+/// Stores one file, through an association that is made where there is none, and gives what was in it.
+fn store(
+    peer: &Peer,
+    pairs: &[(Uid, Uid)],
+    association: &mut Option<StoreAssociation>,
+    path: &Path,
+) -> Result<Vec<u8>, SendError> {
+    let open = match association.as_mut() {
+        Some(open) => open,
+        None => association.insert(StoreAssociation::open(peer, pairs)?),
+    };
+    let file = std::fs::read(path)?;
+    open.store(&file)?;
+    Ok(file)
 }
 
 /// None of these files can be sent, for one reason, told in full with the first.

@@ -7,6 +7,7 @@ mod instance;
 mod jpeg12;
 mod pixels;
 mod transfer;
+mod unreleased;
 
 #[cfg(test)]
 mod tests;
@@ -23,3 +24,4 @@ pub use header::{FrameHeader, Header, PixelFormat, UltrasoundRegion};
 pub use pixels::luminance;
 pub use instance::{INSTANCE_BYTES_MAX, Instance};
 pub use transfer::{Codec, TransferSyntax, decodable_transfer_syntaxes};
+pub use unreleased::Unreleased;

@@ -233,8 +233,8 @@ impl Spool {
         for (series_name, series_folder) in self.series_folders()? {
             let mut conflicts = Vec::new();
             let mut stamps = BTreeMap::new();
-            let released = series_folder.join(RELEASED).exists();
-            let source = if released { SourceId::fresh() } else { SourceId::RECOVERED };
+            let release = Release::read(&series_folder.join(RELEASED))?;
+            let together = SourceId::fresh();
             for path in sorted_entries(&series_folder)? {
                 let (name, kind) = (name_of_file(&path), path.extension().and_then(|e| e.to_str()).unwrap_or(""));
                 match (name, kind) {
@@ -246,7 +246,15 @@ impl Spool {
                             Ok((stamp, header)) => {
                                 self.bytes.fetch_add(stamp.file_bytes, Ordering::Relaxed);
                                 stamps.insert(name, stamp);
+                                let source = match release {
+                                    None => SourceId::RECOVERED,
+                                    Some(Release::OfMany) => together,
+                                    Some(Release::OfOne) => SourceId::fresh(),
+                                };
                                 arrivals.push(arrival(path, source, header, stamp.file_bytes));
+                                if release == Some(Release::OfOne) {
+                                    arrivals.push(Arrival::Released(source));
+                                }
                             }
                             Err(damage) => self.set_aside(&path, &damage),
                         }
@@ -265,9 +273,11 @@ impl Spool {
                 flush_folder(&series_folder).map_err(disk("flush", &series_folder))?;
                 let mut index = self.index();
                 index.incoming.insert(series_name, stamps);
-                if released {
+                if release.is_some() {
                     index.released.insert(series_name);
-                    arrivals.push(Arrival::Released(source));
+                }
+                if release == Some(Release::OfMany) {
+                    arrivals.push(Arrival::Released(together));
                 }
             }
         }
@@ -373,7 +383,8 @@ impl Spool {
         };
         if let Some(there) = there {
             return if there.same_content(&stamp) && self.same_data_set(&path, received.file, &header)? {
-                // Told again, since the one who sends it now may be the one whose release completes the series.
+                // Counted and told again, since the one who sends it now may be the one whose release completes the series.
+                self.count(received.source, series);
                 Ok((Stored::Duplicate, Some(arrival(path, received.source, header, stamp.file_bytes))))
             } else {
                 Err(self.conflict(received.source, &path, header))
@@ -399,10 +410,8 @@ impl Spool {
             let _ = fs::remove_dir(&folder);
             return Err(Refused::Told(out_of_space(error)));
         }
-        let mut index = self.index();
-        index.incoming.entry(series).or_default().insert(name, stamp);
-        *index.senders.entry(received.source).or_default().entry(series).or_default() += 1;
-        drop(index);
+        self.index().incoming.entry(series).or_default().insert(name, stamp);
+        self.count(received.source, series);
         Ok((Stored::New, Some(arrival(path, received.source, header, stamp.file_bytes))))
     }
 
@@ -415,6 +424,11 @@ impl Spool {
         write_durably(path, file)
     }
 
+    /// One more instance of this series from this sender.
+    fn count(&self, source: SourceId, series: Name) {
+        *self.index().senders.entry(source).or_default().entry(series).or_default() += 1;
+    }
+
     fn unmark_released(&self, series: Name, folder: &Path) -> Result<(), SpoolError> {
         if self.index().released.remove(&series) {
             remove(&folder.join(RELEASED))?;
@@ -422,21 +436,22 @@ impl Spool {
         Ok(())
     }
 
-    /// Marks the series that this sender was the last to send of: should the power go now, the next start knows that
-    /// nothing more comes, and waits for no timer. One image from one sender is how some scanners send them all, so it
-    /// marks nothing (the assembler holds it the same way).
+    /// Marks the series that this sender was the last to send of: should the power go now, the next start knows that he
+    /// has gone in good order, and whether to wait for another.
     fn mark_released(&self, source: SourceId) -> Result<(), SpoolError> {
         let _open = self.gate.read().unwrap_or_else(|e| e.into_inner());
-        let done: Vec<Name> = {
+        let done: Vec<(Name, usize)> = {
             let mut index = self.index();
             let sent = index.senders.remove(&source).unwrap_or_default();
             let others = |series: &Name| index.senders.values().any(|sent| sent.contains_key(series));
-            let over = |series: &Name, sent: usize| sent > 1 && index.incoming.contains_key(series) && !others(series);
-            sent.into_iter().filter(|(series, sent)| over(series, *sent)).map(|(series, _)| series).collect()
+            // A mark that is there still holds: the series has not grown since.
+            let over = |series: &Name| index.incoming.contains_key(series) && !index.released.contains(series) && !others(series);
+            sent.into_iter().filter(|(series, _)| over(series)).collect()
         };
-        for series in done {
+        for (series, sent) in done {
             let mark = self.series_folder(series).join(RELEASED);
-            write_durably(&mark, &[]).map_err(disk("write", &mark))?;
+            let release = if sent > 1 { Release::OfMany } else { Release::OfOne };
+            write_durably(&mark, release.text()).map_err(disk("write", &mark))?;
             self.index().released.insert(series);
         }
         Ok(())
@@ -548,6 +563,34 @@ impl Spool {
     /// again at the next start.
     fn announce(&self, arrival: Arrival) {
         let _ = self.arrivals.send(arrival);
+    }
+}
+
+/// How the last sender of a series has gone, in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    /// After several instances: nothing more comes.
+    OfMany,
+    /// After one, which is how some scanners send them all: the next may come.
+    OfOne,
+}
+
+impl Release {
+    fn text(self) -> &'static [u8] {
+        match self {
+            Self::OfMany => b"",
+            Self::OfOne => b"one",
+        }
+    }
+
+    /// What a mark says; `None` where there is none.
+    fn read(mark: &Path) -> Result<Option<Self>, SpoolError> {
+        match fs::read(mark) {
+            Ok(text) if text == Self::OfOne.text() => Ok(Some(Self::OfOne)),
+            Ok(_) => Ok(Some(Self::OfMany)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(disk("read", mark)(e)),
+        }
     }
 }
 
@@ -890,13 +933,11 @@ mod tests {
             let file = instance(&series(n), &format!("{}.{sop}", series(n)), b"12");
             bench.spool.store(Received { source: SourceId(source), sop_instance: None, file: &file }).unwrap()
         };
-        for (source, n, sop) in [(11, 1, "1"), (11, 1, "3"), (11, 2, "1"), (11, 2, "3"), (12, 2, "2"), (15, 4, "1")] {
+        for (source, n, sop) in [(11, 1, "1"), (11, 1, "3"), (11, 2, "1"), (11, 2, "3"), (12, 2, "2"), (13, 3, "1")] {
             store(&first, source, n, sop);
         }
-        store(&first, 13, 3, "1");
         first.spool.released(SourceId(11));
         first.spool.lost(SourceId(13));
-        first.spool.released(SourceId(15));
         drop(first);
         let released = |bench: &Bench| {
             let arrivals = bench.spool.recover().unwrap();
@@ -913,12 +954,33 @@ mod tests {
             arrivals.iter().filter_map(of_released).collect::<Vec<_>>()
         };
         let second = bench(dir.path(), SpoolLimits::default());
-        assert_eq!(released(&second), ["1.2.3.1"; 2], "another sender, lost, one image alone");
+        assert_eq!(released(&second), ["1.2.3.1"; 2], "not where another sender is there or one was lost");
         store(&second, 14, 1, "2");
+        // Who sends all of it again has sent all of it.
+        assert_eq!([store(&second, 15, 2, "1"), store(&second, 15, 2, "2")], [Stored::Duplicate; 2]);
+        second.spool.released(SourceId(15));
         drop(second);
         let third = bench(dir.path(), SpoolLimits::default());
-        assert_eq!(released(&third), [] as [&str; 0]);
+        assert_eq!(released(&third), ["1.2.3.2"; 3]);
         third.spool.forget_series(&uid("1.2.3.1")).unwrap();
+    }
+
+    #[test]
+    fn images_from_a_sender_each_are_recovered_from_a_sender_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = bench(dir.path(), SpoolLimits::default());
+        for n in 1..=3 {
+            let file = instance("1.2.3.1", &format!("1.2.3.1.{n}"), b"12");
+            first.spool.store(Received { source: SourceId(n), sop_instance: None, file: &file }).unwrap();
+            first.spool.released(SourceId(n));
+        }
+        drop(first);
+        let recovered = bench(dir.path(), SpoolLimits::default()).spool.recover().unwrap();
+        let sources = recovered.chunks(2).map(|pair| match pair {
+            [Arrival::Instance(instance), Arrival::Released(source)] if instance.source == *source => *source,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(sources.collect::<HashSet<_>>().len(), 3);
     }
 
     #[test]

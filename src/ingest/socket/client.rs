@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::{FrameError, FrameHeader, PROTOCOL, Reply, Request, lengths, read_bytes, write_frame};
+use crate::dicom::Unreleased;
 use crate::ingest::Stored;
 use crate::report::journal::Entry;
 use crate::study::Uid;
@@ -81,46 +82,63 @@ pub enum Pushed<'a> {
 }
 
 /// Hands in DICOM files one after another. A service that goes away, or has no room for the moment, is tried up to
-/// `attempts` times for each file, ever more slowly.
+/// `attempts` times for each file, ever more slowly. A service that went away before it heard that nothing more comes gets a
+/// file of each series once more, and hears it then.
 ///
 /// # Errors
 /// The service is not there, or does not understand us: the files told about so far are all there is.
 pub fn push_files(socket: &Path, files: &[PathBuf], attempts: u32, tell: &mut dyn FnMut(Pushed<'_>)) -> Result<(), ClientError> {
     let mut client = None;
-    for path in files {
-        let mut attempt = 1;
-        let failure = loop {
-            let error = match push_file(socket, &mut client, path) {
-                Ok(Ok(bytes)) => {
-                    tell(Pushed::Stored(path, bytes));
-                    break None;
-                }
-                Ok(Err(unreadable)) => break Some(unreadable.to_string()),
-                Err(error) => error,
-            };
-            match error {
-                ClientError::Refused { retry: false, text, .. } => break Some(text),
-                ClientError::Protocol { .. } => return Err(error),
-                ClientError::Refused { .. } | ClientError::Lost { .. } if attempt >= attempts => return Err(error),
-                ClientError::Lost { .. } => client = None,
-                ClientError::Refused { .. } => {}
-            }
-            let pause = Duration::from_millis(200 << attempt.min(5));
-            tell(Pushed::Retry(&error, pause));
-            std::thread::sleep(pause);
-            attempt += 1;
+    let mut unreleased = Unreleased::default();
+    let (mut at, mut attempt) = (0, 1);
+    loop {
+        let fresh = files.get(at).map(PathBuf::as_path);
+        let again = if fresh.is_none() { unreleased.again() } else { None };
+        let outcome = match fresh.or(again) {
+            Some(path) => push_file(socket, &mut client, path).map(|read| {
+                read.map(|file| {
+                    unreleased.stored(&file, path);
+                    file.len() as u64
+                })
+            }),
+            None => client.as_mut().map_or(Ok(()), Client::released).map(|()| Ok(0)),
         };
-        if let Some(why) = failure {
-            tell(Pushed::Failed(path, why));
+        let failure = match (outcome, fresh, again) {
+            (Ok(Ok(bytes)), Some(path), _) => {
+                tell(Pushed::Stored(path, bytes));
+                (at, attempt) = (at + 1, 1);
+                continue;
+            }
+            (Ok(Ok(_)), None, Some(_)) => continue,
+            (Ok(_), None, None) => return Ok(()),
+            (Ok(Err(unreadable)), ..) => unreadable.to_string(),
+            (Err(ClientError::Refused { retry: false, text, .. }), ..) => text,
+            (Err(error @ (ClientError::Refused { .. } | ClientError::Lost { .. })), ..) if attempt < attempts => {
+                if matches!(error, ClientError::Lost { .. }) {
+                    client = None;
+                    unreleased.broken();
+                }
+                let pause = Duration::from_millis(200 << attempt.min(5));
+                tell(Pushed::Retry(&error, pause));
+                std::thread::sleep(pause);
+                attempt += 1;
+                continue;
+            }
+            (Err(error), ..) => return Err(error),
+        };
+        match (fresh, again) {
+            (Some(path), _) => {
+                tell(Pushed::Failed(path, failure));
+                (at, attempt) = (at + 1, 1);
+            }
+            (None, Some(path)) => unreleased.unwanted(path),
+            (None, None) => return Ok(()),
         }
-    }
-    match client {
-        Some(mut client) => client.released(),
-        None => Ok(()),
     }
 }
 
-fn push_file(socket: &Path, client: &mut Option<Client>, path: &Path) -> Result<io::Result<u64>, ClientError> {
+/// The file that was handed in, or why it cannot be read.
+fn push_file(socket: &Path, client: &mut Option<Client>, path: &Path) -> Result<io::Result<Vec<u8>>, ClientError> {
     let client = match client {
         Some(client) => client,
         None => client.insert(Client::connect(socket, "scanside send")?),
@@ -131,7 +149,7 @@ fn push_file(socket: &Path, client: &mut Option<Client>, path: &Path) -> Result<
         _ => std::fs::read(path),
     });
     match file {
-        Ok(file) => client.push(&file, None).map(|_| Ok(file.len() as u64)),
+        Ok(file) => client.push(&file, None).map(|_| Ok(file)),
         Err(error) => Ok(Err(error)),
     }
 }

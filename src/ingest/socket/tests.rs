@@ -1,3 +1,4 @@
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::ingest::{Intake, IntakeError, Received, Stored};
+use crate::phantom::{Phantom, PhantomOptions};
 use crate::report::journal::{Journal, Limits};
 use crate::report::tests::complete;
 use crate::study::{Rejection, RejectionCode};
@@ -311,6 +313,59 @@ fn a_client_hears_that_the_service_has_gone() {
 }
 
 /// What a service answers to raw bytes before it closes.
+/// A way to the socket that breaks once, at the first `released`, which nobody hears.
+fn breaks_at_its_first_release(socket: PathBuf, way: &std::path::Path) {
+    let listener = std::os::unix::net::UnixListener::bind(way).unwrap();
+    std::thread::spawn(move || {
+        let mut broken = false;
+        for caller in listener.incoming() {
+            let (mut caller, mut called) = (caller.unwrap(), UnixStream::connect(&socket).unwrap());
+            let (mut answers, mut back) = (called.try_clone().unwrap(), caller.try_clone().unwrap());
+            let answering = std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            let mut prefix = [0; 8];
+            while caller.read_exact(&mut prefix).is_ok() {
+                let (header, body) = super::lengths(prefix, 1 << 20).unwrap();
+                let mut frame = vec![0; header + body];
+                caller.read_exact(&mut frame).unwrap();
+                if !broken && String::from_utf8_lossy(&frame[..header]).contains("released") {
+                    break;
+                }
+                called.write_all(&[&prefix, &frame[..]].concat()).unwrap();
+            }
+            broken = true;
+            for end in [&caller, &called] {
+                let _ = end.shutdown(std::net::Shutdown::Both);
+            }
+            let _ = answering.join();
+        }
+    });
+}
+
+#[test]
+fn a_release_that_nobody_heard_is_made_up_for_with_a_file_of_each_series() {
+    let served = Served::start();
+    let way = served.folder.path().join("way");
+    breaks_at_its_first_release(served.path(), &way);
+    let options = PhantomOptions { shape: [60, 128, 128], nodules: Vec::new(), ..PhantomOptions::default() };
+    let phantom = Phantom::new(&options).unwrap();
+    let files: Vec<PathBuf> = ["one", "two"]
+        .iter()
+        .flat_map(|name| (0..2).map(move |k| (*name, k)))
+        .map(|(name, k)| {
+            let path = served.folder.path().join(format!("{name}{k}"));
+            std::fs::write(&path, phantom.image(&phantom.series(name), k).unwrap()).unwrap();
+            path
+        })
+        .collect();
+    let mut told = Vec::new();
+    push_files(&way, &files, 2, &mut |pushed| told.push(matches!(pushed, Pushed::Stored(..)))).unwrap();
+    assert_eq!(told, [true, true, true, true, false], "four are stored, and then it is tried again");
+    served.diary.wait_for("released");
+    served.diary.wait_for("lost");
+    let stored = served.diary.0.lock().unwrap().iter().filter(|line| line.starts_with("stored")).count();
+    assert_eq!(stored, 4 + 2);
+}
+
 fn answer_to(served: &Served, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(served.path()).unwrap();
     // It may close before it has read everything.
