@@ -52,6 +52,9 @@ pub struct Arguments {
     /// Tries before giving up when no association comes about, or one breaks.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     attempts: u16,
+    /// Longest wait for an answer of the DICOM application, in seconds.
+    #[arg(long, value_name = "SECONDS", requires = "dicom", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
     /// Prints one JSON object about what was sent.
     #[arg(long)]
     json: bool,
@@ -70,6 +73,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let mut peer = Peer::new(resolve(address)?, arguments.aet.clone(), arguments.aec.clone());
     peer.attempts = arguments.attempts.into();
+    peer.patience = Duration::from_secs(arguments.timeout.into());
     if arguments.echo {
         let took = echo(&peer).map_err(|e| Failure::Impossible(format!("{address}: {e}")))?;
         let ms = took.as_secs_f64() * 1000.0;
@@ -109,6 +113,10 @@ fn send_path(way: &Way<'_>, path: &Path, as_json: bool) -> Result<(), Failure> {
     let (files, others) = find_files(path).map_err(unreadable)?;
     for NotSent { path, why } in &others {
         eprintln!("scanside: {}: left out: {why}", path.display());
+    }
+    if files.is_empty() && path.join("scanside-update").is_dir() {
+        let text = format!("{}: no DICOM file in it, but an update, which `scanside update` takes", path.display());
+        return Err(Failure::Impossible(text));
     }
     if files.is_empty() {
         return Err(Failure::Impossible(format!("{}: no DICOM file in it", path.display())));

@@ -180,6 +180,9 @@ fn install(arguments: &Arguments) -> Result<(), Failure> {
     let Some(folder) = &arguments.folder else {
         return Err(Failure::usage("the folder of an update is missing: scanside update FOLDER"));
     };
+    if !folder.is_dir() {
+        return Err(Failure::usage(format!("{}: no such folder", folder.display())));
+    }
     let running = Version::parse(env!("CARGO_PKG_VERSION")).expect("our own version");
     let trial = arguments.place.slots()?.install(folder, running, arguments.allow_downgrade).map_err(refused)?;
     if arguments.place.json {

@@ -56,7 +56,8 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "watch")]
     name: String,
     /// Where to remember the last report taken from the serial line, so that a restart between taking a report and
-    /// acknowledging it prints nothing twice.
+    /// acknowledging it prints nothing twice. Only what is cut off between the two writes, of the report and of this
+    /// file, prints that one report again.
     #[arg(long, value_name = "FILE", requires = "serial")]
     state: Option<PathBuf>,
     /// Shows what live ultrasound streams show, frame by frame and without acknowledging anything; --count counts frames.

@@ -53,7 +53,7 @@ pub fn setup(root: &Path) -> Outcome {
     add_architecture("arm64")?;
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat())?;
     let failures: Vec<&str> = TARGETS.into_iter().filter(|target| !standard_library(target)).collect();
-    crate::image::fetch(root).map_err(|e| Unavailable(e.to_string()))?;
+    crate::image::fetch(root)?;
     match failures.as_slice() {
         [] => Ok(()),
         [only] => {
@@ -127,7 +127,7 @@ fn rootless() -> bool {
 fn apt(arguments: &[&str]) -> Outcome {
     let mut apt = sudo("apt-get");
     // Its errors are printed; each package it unpacks is not.
-    let status = apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=120"]).args(arguments).stdout(Stdio::null()).status()?;
+    let status = apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=3"]).args(arguments).stdout(Stdio::null()).status()?;
     if status.success() { Ok(()) } else { Err(Unavailable(format!("apt-get {} failed", arguments.join(" "))).into()) }
 }
 

@@ -17,7 +17,7 @@ use flate2::{Compression, write::GzEncoder};
 
 use crate::board::{self, Board, Host};
 use crate::dist::root::models;
-use crate::{Made, Outcome, cross};
+use crate::{Made, Outcome, Unavailable, cross};
 
 /// Kernel, initramfs and what the disk holds may not come to more: what fits beside a second one on 128 MiB of flash.
 const IMAGE_BYTES_MAX: u64 = 64 << 20;
@@ -132,7 +132,8 @@ pub fn fetch(root: &Path) -> Made<PathBuf> {
         let _ = fs::remove_dir_all(old);
         fs::create_dir_all(old)?;
     }
-    run(Command::new("apt-get").args(["download", "-qq", &kernel, "busybox-static:arm64"]).current_dir(&packages))?;
+    run(Command::new("apt-get").args(["download", "-qq", "-o", "Acquire::Retries=3", &kernel, "busybox-static:arm64"]).current_dir(&packages))
+        .map_err(|e| Unavailable(e.to_string()))?;
     for package in fs::read_dir(&packages)? {
         run(Command::new("dpkg").arg("-x").arg(package?.path()).arg(&fresh))?;
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::machine::{Bench, Power};
@@ -18,8 +18,12 @@ const ROWS: u32 = 96;
 /// Studies that stream in at once.
 const SENDERS: u64 = 2;
 
-/// A machine lives at most so long between two cuts.
+/// A machine lives at most so long between two cuts, or so many times as long as it takes to start.
 const LIFE_S_MAX: f64 = 25.0;
+const LIFE_STARTS_MAX: f64 = 4.0;
+
+/// Longest wait of a sender for one answer: it calls again long before the box gives up waiting for the rest of its study.
+const ANSWER_S_MAX: u32 = 20;
 
 /// The key updates of these tests are signed with.
 pub struct UpdateKey {
@@ -52,7 +56,8 @@ pub fn test(place: &Place, key: &UpdateKey, cuts: u32, seed: u64) -> Outcome {
 
 fn send(place: &Place, bench: &Bench, study: &Path, attempts: u32) -> Command {
     let mut send = Command::new(&place.host);
-    send.arg("send").arg(study).args(["--dicom", &bench.address(), "--json", "--attempts", &attempts.to_string()]);
+    send.arg("send").arg(study).args(["--dicom", &bench.address(), "--json"]);
+    send.args(["--attempts", &attempts.to_string(), "--timeout", &ANSWER_S_MAX.to_string()]);
     send
 }
 
@@ -105,7 +110,7 @@ fn cable(place: &Place) -> Outcome {
     let mut machine = bench.start(&Power::default())?;
     machine.wait("scanside: ready", PATIENCE)?;
     let mut receiver = Receiver::new(place, &bench)?;
-    receiver.unplug();
+    receiver.unplug()?;
     for seed in [31, 32] {
         let study = place.phantom(&format!("cable{seed}"), seed, SLICES, ROWS)?;
         image::run(send(place, &bench, &study, 5).stdout(Stdio::null()))?;
@@ -117,7 +122,7 @@ fn cable(place: &Place) -> Outcome {
     for moment_ms in [1000, 1200, 1500] {
         receiver.plug()?;
         std::thread::sleep(Duration::from_millis(moment_ms));
-        receiver.unplug();
+        receiver.unplug()?;
     }
     receiver.plug()?;
     let reports = receiver.wait(2, PATIENCE)?;
@@ -162,8 +167,8 @@ fn updates(place: &Place, key: &UpdateKey) -> Outcome {
     machine.unplug("flipped")?;
     machine.plug(&stick("good", &good)?, "good")?;
     machine.wait("update ended with 0", PATIENCE)?;
-    machine.wait("runs from /data/slots/a", PATIENCE)?;
     machine.unplug("good")?;
+    machine.wait("runs from /data/slots/a", PATIENCE)?;
     machine.wait("scanside: ready", PATIENCE)?;
     machine.wait("is the active firmware", PATIENCE)?;
     machine.plug(&stick("broken", &broken)?, "broken")?;
@@ -183,17 +188,23 @@ fn power_cuts(place: &Place, cuts: u32, seed: u64) -> Outcome {
     let mut random = Random(seed | 1);
     let bench = place.bench("cuts")?;
     let receiver = Receiver::new(place, &bench)?;
-    let enough = AtomicBool::new(false);
+    let started = Instant::now();
+    let mut machine = bench.start(&Power::default())?;
+    machine.wait("scanside: ready", PATIENCE)?;
+    let life_s_max = LIFE_S_MAX.max(LIFE_STARTS_MAX * started.elapsed().as_secs_f64());
+    machine.cut();
+    // Until when senders go on with the study they are at; no other is begun once this is set.
+    let last_call = OnceLock::new();
     let sent = std::thread::scope(|scope| -> Made<BTreeMap<String, ()>> {
         let senders: Vec<_> = (0..SENDERS)
             .map(|sender| {
-                let (bench, enough) = (&bench, &enough);
-                scope.spawn(move || stream(place, bench, sender, enough).map_err(|e| e.to_string()))
+                let (bench, last_call) = (&bench, &last_call);
+                scope.spawn(move || stream(place, bench, sender, last_call).map_err(|e| e.to_string()))
             })
             .collect();
         let cutting = (|| -> Outcome {
             for cut in 1..=cuts {
-                let life_s = random.unit() * LIFE_S_MAX;
+                let life_s = random.unit() * life_s_max;
                 let machine = bench.start(&Power::default())?;
                 std::thread::sleep(Duration::from_secs_f64(life_s));
                 println!("    cut {cut} after {life_s:.1} s, {} reports so far", receiver.reports()?.len());
@@ -201,15 +212,16 @@ fn power_cuts(place: &Place, cuts: u32, seed: u64) -> Outcome {
             }
             Ok(())
         })();
-        enough.store(true, Ordering::SeqCst);
         // The last life: long enough for all that is under way.
-        let machine = bench.start(&Power::default())?;
+        let machine = cutting.and_then(|()| bench.start(&Power::default()));
+        let patience = if machine.is_ok() { 2 * PATIENCE } else { Duration::ZERO };
+        last_call.set(Instant::now() + patience).map_err(|_| "the last call is made once")?;
         let mut sent = BTreeMap::new();
-        for sender in senders {
-            let series = sender.join().map_err(|_| "a sender ended in a panic")??;
-            sent.extend(series.into_iter().map(|uid| (uid, ())));
+        let streams: Vec<_> = senders.into_iter().map(|sender| sender.join().map_err(|_| "a sender ended in a panic")).collect();
+        let machine = machine?;
+        for series in streams {
+            sent.extend(series??.into_iter().map(|uid| (uid, ())));
         }
-        cutting?;
         receiver.wait(sent.len(), 2 * PATIENCE)?;
         // What came twice would come now.
         std::thread::sleep(Duration::from_secs(10));
@@ -222,15 +234,24 @@ fn power_cuts(place: &Place, cuts: u32, seed: u64) -> Outcome {
 }
 
 /// Sends study after study, each until all of it is acknowledged; the series that were.
-fn stream(place: &Place, bench: &Bench, sender: u64, enough: &AtomicBool) -> Made<Vec<String>> {
+fn stream(place: &Place, bench: &Bench, sender: u64, last_call: &OnceLock<Instant>) -> Made<Vec<String>> {
     let mut sent = Vec::new();
     let log = File::options().create(true).append(true).open(bench.folder.join(format!("sender{sender}.log")))?;
-    while !enough.load(Ordering::SeqCst) {
+    while last_call.get().is_none() {
         let seed = 1000 * (sender + 1) + sent.len() as u64;
         let study = place.phantom(&format!("stream{seed}"), seed, SLICES, ROWS)?;
         let mut child: Child = send(place, bench, &study, 1000).stdout(Stdio::null()).stderr(log.try_clone()?).spawn()?;
-        if !child.wait()?.success() {
-            return Err(format!("the sender gave up {}", study.display()).into());
+        let ended = loop {
+            if let Some(ended) = child.try_wait()? {
+                break ended;
+            }
+            if last_call.get().is_some_and(|until| Instant::now() >= *until) {
+                child.kill()?;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        if !ended.success() {
+            return Err(format!("{} was not sent to its end", study.display()).into());
         }
         sent.push(series_of(place, &study)?);
     }

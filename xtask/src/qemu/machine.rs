@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use crate::image::Image;
 use crate::{Made, Outcome};
 
+/// A busy host starts QEMU slowly.
+const ORDER_PATIENCE: Duration = Duration::from_secs(120);
+
 /// What stays the same when a machine is switched off and on again: its disk, its address, its end of the cable.
 pub struct Bench {
     /// Everything lies below it.
@@ -53,8 +56,9 @@ impl Bench {
         fs::create_dir_all(folder)?;
         let disk = folder.join("disk.img");
         crate::image::run(Command::new("cp").arg("--sparse=always").arg(&image.disk).arg(&disk))?;
-        // Freed at once, and free still when QEMU asks for it a moment later: the system hands out others first.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        // Below those that the system hands out: nobody gets it while the machine is off.
+        let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let port = (20_000 + (std::process::id() % 8_000) as u16..32_000).find(free).ok_or("no port is free")?;
         Ok(Self {
             folder: folder.to_owned(),
             disk,
@@ -83,7 +87,8 @@ impl Bench {
             qemu.args(["-accel", "tcg,thread=multi"]);
         }
         qemu.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        qemu.args(["-append", &format!("console=ttyAMA0 quiet panic=1 {}", power.words)]);
+        // Louder, the kernel would write into the lines that are waited for.
+        qemu.args(["-append", &format!("console=ttyAMA0 quiet loglevel=3 panic=1 {}", power.words)]);
         qemu.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
         qemu.args(["-chardev", "pty,id=line", "-device", "pci-serial,chardev=line"]);
         qemu.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
@@ -153,6 +158,11 @@ impl Machine {
         }
     }
 
+    /// What is waited for next must come after now.
+    pub fn wait_from_now(&mut self) {
+        self.read = self.lines().len();
+    }
+
     /// All lines of the console so far.
     pub fn lines(&self) -> Vec<String> {
         self.console.lines.lock().unwrap_or_else(PoisonError::into_inner).text.clone()
@@ -160,7 +170,7 @@ impl Machine {
 
     /// Gives QEMU an order; its answer.
     pub fn order(&self, order: &str) -> Made<String> {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + ORDER_PATIENCE;
         let mut monitor = loop {
             match UnixStream::connect(&self.monitor) {
                 Ok(stream) => break stream,
@@ -168,7 +178,7 @@ impl Machine {
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         };
-        monitor.set_read_timeout(Some(Duration::from_secs(20)))?;
+        monitor.set_read_timeout(Some(ORDER_PATIENCE))?;
         monitor.write_all(format!("{order}\n").as_bytes())?;
         // The prompt stands once before the order, which is echoed, and once after the answer.
         let (mut answer, mut bytes) = (Vec::new(), [0; 1024]);

@@ -54,6 +54,8 @@ pub fn test(root: &Path, arguments: &Arguments) -> Outcome {
     let all = !(arguments.user || arguments.system || arguments.faults);
     let host = cross::host_binary(root)?;
     let folder = root.join("target/qemu/test");
+    // Drawn anew: by this program, and as these tests want them.
+    let _ = fs::remove_dir_all(folder.join("phantoms"));
     fs::create_dir_all(&folder)?;
     if all || arguments.user {
         user::test(root, &host, &folder, arguments.target.as_deref())?;
@@ -140,12 +142,30 @@ impl Receiver {
         Ok(())
     }
 
-    /// Pulls it out.
-    fn unplug(&mut self) {
+    /// Pulls it out, though never in the moment between a report's being printed and remembered: nobody can say then which of
+    /// the two came to be.
+    fn unplug(&mut self) -> Outcome {
         if let Some(mut watch) = self.watch.take() {
-            let _ = watch.kill();
-            let _ = watch.wait();
+            let signal = |name: &str| image::run(Command::new("kill").args([name, &watch.id().to_string()]));
+            signal("-STOP")?;
+            while !self.has_remembered()? {
+                signal("-CONT")?;
+                std::thread::sleep(Duration::from_millis(20));
+                signal("-STOP")?;
+            }
+            watch.kill()?;
+            watch.wait()?;
         }
+        Ok(())
+    }
+
+    /// Whether the report printed last is the one that a new start begins behind.
+    fn has_remembered(&self) -> Made<bool> {
+        let Some(last) = self.reports()?.pop() else { return Ok(true) };
+        let Ok(taken) = fs::read(self.folder.join("taken.json")) else { return Ok(false) };
+        let taken: Value = serde_json::from_slice(&taken)?;
+        let latest = taken["journals"].as_array().and_then(|journals| journals.last()).map(|journal| &journal[1]);
+        Ok(latest == Some(&parsed(&last)?["sequence"]))
     }
 
     /// What came so far, as it came.
@@ -172,7 +192,10 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.unplug();
+        if let Some(mut watch) = self.watch.take() {
+            let _ = watch.kill();
+            let _ = watch.wait();
+        }
     }
 }
 

@@ -199,11 +199,8 @@ fn counted(place: &Place, study: &Study) -> Made<Counted> {
         return Err("the exam failed".into());
     }
     machine.wait("stick ended with 0", PATIENCE)?;
-    let seen = machine.lines().len();
-    while machine.lines()[seen..].iter().filter_map(|line| Stats::read(line)).count() == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(200));
-    }
-    let after = machine.lines()[seen..].iter().find_map(|line| Stats::read(line)).ok_or("no figures after the exam")?;
+    machine.wait_from_now();
+    let after = Stats::read(&machine.wait("stats ", PATIENCE)?).ok_or("no figures after the exam")?;
     // Ticks of 10 ms, each 10 million instructions.
     let exam_ginstructions = (after.cpu_ticks - before.cpu_ticks) as f64 / 100.0;
     done("instructions counted", begun);
