@@ -299,6 +299,9 @@ fn check(name: &str, board: &Board) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use scanside::config::Settings;
+    use scanside::service::Service;
+
     use super::*;
 
     #[test]
@@ -308,6 +311,30 @@ mod tests {
         assert!(names.len() >= 8, "{names:?}");
         for name in names {
             expand(&root, &name).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_service_keeps_within_the_memory_of_every_board() {
+        let root = crate::root();
+        for name in names(&root).unwrap() {
+            let board = parse(&expand(&root, &name).unwrap()).unwrap();
+            let mut table: toml::Table = configuration(&board, Host::Image, None).unwrap().parse().unwrap();
+            // The places are this machine's, the numbers the board's.
+            let folder = tempfile::tempdir().unwrap();
+            let places = [("spool", folder.path().join("spool")), ("inbox", folder.path().join("inbox")), ("socket", folder.path().join("socket"))];
+            for (section, path) in places.into_iter().chain([("models", root.join("models"))]) {
+                table[section]["path"] = path.display().to_string().into();
+            }
+            table["dicom"]["listen"] = "127.0.0.1:0".into();
+            table.remove("serial");
+            table.remove("watchdog");
+            let file = folder.path().join("scanside.toml");
+            std::fs::write(&file, toml::to_string(&table).unwrap()).unwrap();
+            let service = Service::start(Settings::load(&file).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(service.status().memory_budget_mib, board.service_mib(), "{name}");
+            assert!((256..=board.service_mib()).contains(&service.memory_plan().total_mib()), "{name}");
+            service.stop();
         }
     }
 
