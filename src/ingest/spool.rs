@@ -226,15 +226,13 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolError`] when a folder cannot be read. A file that cannot be read, or is no sound instance any more, is set aside under
-    /// `damaged` in the spool, with an error in the log.
+    /// `damaged` in the spool, with an error in the log, and its series counts as one whose sender was lost.
     pub fn recover(&self) -> Result<Vec<Arrival>, SpoolError> {
         let incoming = self.folder.join("incoming");
         let mut arrivals = Vec::new();
         for (series_name, series_folder) in self.series_folders()? {
-            let mut conflicts = Vec::new();
-            let mut stamps = BTreeMap::new();
-            let release = Release::read(&series_folder.join(RELEASED))?;
-            let together = SourceId::fresh();
+            let (mut found, mut conflicts, mut damaged) = (Vec::new(), Vec::new(), false);
+            let mark = series_folder.join(RELEASED);
             for path in sorted_entries(&series_folder)? {
                 let (name, kind) = (name_of_file(&path), path.extension().and_then(|e| e.to_str()).unwrap_or(""));
                 match (name, kind) {
@@ -243,31 +241,42 @@ impl Spool {
                         let unreadable = |e: io::Error| Rejection::new(RejectionCode::Malformed, format!("cannot be read: {e}"));
                         let read = fs::read(&path).map_err(unreadable);
                         match read.and_then(|file| self.header(&file).map(|header| (Stamp::of(&file, &header), header))) {
-                            Ok((stamp, header)) => {
-                                self.bytes.fetch_add(stamp.file_bytes, Ordering::Relaxed);
-                                stamps.insert(name, stamp);
-                                let source = match release {
-                                    None => SourceId::RECOVERED,
-                                    Some(Release::OfMany) => together,
-                                    Some(Release::OfOne) => SourceId::fresh(),
-                                };
-                                arrivals.push(arrival(path, source, header, stamp.file_bytes));
-                                if release == Some(Release::OfOne) {
-                                    arrivals.push(Arrival::Released(source));
-                                }
+                            Ok((stamp, header)) => found.push((name, path, stamp, header)),
+                            Err(damage) => {
+                                self.set_aside(&path, &damage);
+                                damaged = true;
                             }
-                            Err(damage) => self.set_aside(&path, &damage),
                         }
                     }
-                    _ if path.file_name().is_some_and(|name| name == RELEASED) => {}
+                    _ if path == mark => {}
                     _ => log::warn!("{}: not a file of the spool, left alone", path.display()),
+                }
+            }
+            if damaged {
+                // What its sender has sent in good order is not all here any more.
+                remove(&mark)?;
+            }
+            let release = Release::read(&mark)?;
+            let together = SourceId::fresh();
+            let mut stamps = BTreeMap::new();
+            for (name, path, stamp, header) in found {
+                self.bytes.fetch_add(stamp.file_bytes, Ordering::Relaxed);
+                stamps.insert(name, stamp);
+                let source = match release {
+                    None => SourceId::RECOVERED,
+                    Some(Release::OfMany) => together,
+                    Some(Release::OfOne) => SourceId::fresh(),
+                };
+                arrivals.push(arrival(path, source, header, stamp.file_bytes));
+                if release == Some(Release::OfOne) {
+                    arrivals.push(Arrival::Released(source));
                 }
             }
             for path in conflicts {
                 arrivals.extend(recovered_conflict(&path, &arrivals));
             }
             if stamps.is_empty() {
-                remove(&series_folder.join(RELEASED))?;
+                remove(&mark)?;
                 let _ = fs::remove_dir(&series_folder);
             } else {
                 flush_folder(&series_folder).map_err(disk("flush", &series_folder))?;
@@ -981,6 +990,25 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(sources.collect::<HashSet<_>>().len(), 3);
+    }
+
+    #[test]
+    fn a_series_with_a_damaged_image_is_not_taken_for_one_sent_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = bench(dir.path(), SpoolLimits::default());
+        for n in 1..=3 {
+            first.store(&instance("1.2.3.1", &format!("1.2.3.1.{n}"), b"12")).unwrap();
+        }
+        first.spool.released(SourceId(7));
+        drop(first);
+        let images = files(dir.path()).into_iter().filter(|path| path.extension().is_some_and(|e| e == "dcm"));
+        fs::write(images.last().unwrap(), b"not DICOM any more").unwrap();
+        for start in 1..=2 {
+            let recovered = bench(dir.path(), SpoolLimits::default()).spool.recover().unwrap();
+            assert_eq!(recovered.len(), 2, "start {start}: {recovered:?}");
+            let lost = |a: &Arrival| matches!(a, Arrival::Instance(instance) if instance.source == SourceId::RECOVERED);
+            assert!(recovered.iter().all(lost), "start {start}: {recovered:?}");
+        }
     }
 
     #[test]
