@@ -1001,8 +1001,8 @@ mod tests {
         }
         first.spool.released(SourceId(7));
         drop(first);
-        let images = files(dir.path()).into_iter().filter(|path| path.extension().is_some_and(|e| e == "dcm"));
-        fs::write(images.last().unwrap(), b"not DICOM any more").unwrap();
+        let image = files(dir.path()).into_iter().find(|path| path.extension().is_some_and(|e| e == "dcm")).unwrap();
+        fs::write(image, b"not DICOM any more").unwrap();
         for start in 1..=2 {
             let recovered = bench(dir.path(), SpoolLimits::default()).spool.recover().unwrap();
             assert_eq!(recovered.len(), 2, "start {start}: {recovered:?}");
