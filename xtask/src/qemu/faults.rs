@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::machine::{Bench, Power};
@@ -18,9 +19,12 @@ const ROWS: u32 = 96;
 /// Studies that stream in at once.
 const SENDERS: u64 = 2;
 
-/// A machine lives at most so long between two cuts, or so many times as long as it takes to start.
-const LIFE_S_MAX: f64 = 25.0;
-const LIFE_STARTS_MAX: f64 = 4.0;
+/// A machine lives at most so many times as long between two cuts as it takes from its start to its first report: some cuts
+/// come before it, some behind.
+const LIFE_MAX: f64 = 1.6;
+
+/// Studies that may wait for their report; the next is sent when one has come.
+const WAITING_MAX: usize = 8;
 
 /// Longest wait of a sender for one answer: it calls again long before the box gives up waiting for the rest of its study.
 const ANSWER_S_MAX: u32 = 20;
@@ -189,19 +193,18 @@ fn power_cuts(place: &Place, cuts: u32, seed: u64) -> Outcome {
     let bench = place.bench("cuts")?;
     let receiver = Receiver::new(place, &bench)?;
     let started = Instant::now();
-    let mut machine = bench.start(&Power::default())?;
-    machine.wait("scanside: ready", PATIENCE)?;
-    let life_s_max = LIFE_S_MAX.max(LIFE_STARTS_MAX * started.elapsed().as_secs_f64());
+    let machine = bench.start(&Power::default())?;
+    let study = place.phantom("stream", 999, SLICES, ROWS)?;
+    image::run(send(place, &bench, &study, 1000).stdout(Stdio::null()))?;
+    receiver.wait(1, PATIENCE)?;
+    let life_s_max = LIFE_MAX * started.elapsed().as_secs_f64();
     machine.cut();
-    // Until when senders go on with the study they are at; no other is begun once this is set.
-    let last_call = OnceLock::new();
-    let sent = std::thread::scope(|scope| -> Made<BTreeMap<String, ()>> {
-        let senders: Vec<_> = (0..SENDERS)
-            .map(|sender| {
-                let (bench, last_call) = (&bench, &last_call);
-                scope.spawn(move || stream(place, bench, sender, last_call).map_err(|e| e.to_string()))
-            })
-            .collect();
+
+    let mut sent = BTreeMap::from([(series_of(place, &study)?, ())]);
+    let streams = Streams { place, bench: &bench, receiver: &receiver, begun: AtomicUsize::new(1), last_call: OnceLock::new() };
+    std::thread::scope(|scope| -> Outcome {
+        let streams = &streams;
+        let senders: Vec<_> = (0..SENDERS).map(|n| scope.spawn(move || streams.send(n).map_err(|e| e.to_string()))).collect();
         let cutting = (|| -> Outcome {
             for cut in 1..=cuts {
                 let life_s = random.unit() * life_s_max;
@@ -215,47 +218,65 @@ fn power_cuts(place: &Place, cuts: u32, seed: u64) -> Outcome {
         // The last life: long enough for all that is under way.
         let machine = cutting.and_then(|()| bench.start(&Power::default()));
         let patience = if machine.is_ok() { 2 * PATIENCE } else { Duration::ZERO };
-        last_call.set(Instant::now() + patience).map_err(|_| "the last call is made once")?;
-        let mut sent = BTreeMap::new();
-        let streams: Vec<_> = senders.into_iter().map(|sender| sender.join().map_err(|_| "a sender ended in a panic")).collect();
+        streams.last_call.set(Instant::now() + patience).map_err(|_| "the last call is made once")?;
+        let series: Vec<_> = senders.into_iter().map(|sender| sender.join().map_err(|_| "a sender ended in a panic")).collect();
         let machine = machine?;
-        for series in streams {
+        for series in series {
             sent.extend(series??.into_iter().map(|uid| (uid, ())));
         }
         receiver.wait(sent.len(), 2 * PATIENCE)?;
         // What came twice would come now.
         std::thread::sleep(Duration::from_secs(10));
         drop(machine);
-        Ok(sent)
+        Ok(())
     })?;
     hold_once(&receiver.reports()?, &sent)?;
     done(&format!("{cuts} power cuts: {} studies acknowledged, as many reports, none twice, none incomplete", sent.len()), begun);
     Ok(())
 }
 
-/// Sends study after study, each until all of it is acknowledged; the series that were.
-fn stream(place: &Place, bench: &Bench, sender: u64, last_call: &OnceLock<Instant>) -> Made<Vec<String>> {
-    let mut sent = Vec::new();
-    let log = File::options().create(true).append(true).open(bench.folder.join(format!("sender{sender}.log")))?;
-    while last_call.get().is_none() {
-        let seed = 1000 * (sender + 1) + sent.len() as u64;
-        let study = place.phantom(&format!("stream{seed}"), seed, SLICES, ROWS)?;
-        let mut child: Child = send(place, bench, &study, 1000).stdout(Stdio::null()).stderr(log.try_clone()?).spawn()?;
-        let ended = loop {
-            if let Some(ended) = child.try_wait()? {
-                break ended;
+/// Studies that stream in while the power comes and goes.
+struct Streams<'a> {
+    place: &'a Place,
+    bench: &'a Bench,
+    receiver: &'a Receiver,
+    /// Studies that were begun.
+    begun: AtomicUsize,
+    /// Until when senders go on with the study they are at; no other is begun once this is set.
+    last_call: OnceLock<Instant>,
+}
+
+impl Streams<'_> {
+    /// Sends study after study, each until all of it is acknowledged; the series that were.
+    fn send(&self, sender: u64) -> Made<Vec<String>> {
+        let mut sent = Vec::new();
+        let log = File::options().create(true).append(true).open(self.bench.folder.join(format!("sender{sender}.log")))?;
+        while self.last_call.get().is_none() {
+            if self.begun.load(Ordering::SeqCst) >= self.receiver.reports()?.len() + WAITING_MAX {
+                std::thread::sleep(Duration::from_millis(200));
+                continue;
             }
-            if last_call.get().is_some_and(|until| Instant::now() >= *until) {
-                child.kill()?;
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            let seed = 1000 * (sender + 1) + sent.len() as u64;
+            let study = self.place.phantom(&format!("stream{seed}"), seed, SLICES, ROWS)?;
+            let mut child: Child =
+                send(self.place, self.bench, &study, 1000).stdout(Stdio::null()).stderr(log.try_clone()?).spawn()?;
+            let ended = loop {
+                if let Some(ended) = child.try_wait()? {
+                    break ended;
+                }
+                if self.last_call.get().is_some_and(|until| Instant::now() >= *until) {
+                    child.kill()?;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            };
+            if !ended.success() {
+                return Err(format!("{} was not sent to its end", study.display()).into());
             }
-            std::thread::sleep(Duration::from_millis(50));
-        };
-        if !ended.success() {
-            return Err(format!("{} was not sent to its end", study.display()).into());
+            sent.push(series_of(self.place, &study)?);
         }
-        sent.push(series_of(place, &study)?);
+        Ok(sent)
     }
-    Ok(sent)
 }
 
 /// The series' UID, as this machine reads it.
