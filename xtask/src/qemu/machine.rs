@@ -78,7 +78,7 @@ impl Bench {
     pub fn start(&self, power: &Power) -> Made<Machine> {
         let monitor = self.folder.join("monitor");
         let _ = fs::remove_file(&monitor);
-        let mut qemu = Command::new("qemu-system-aarch64");
+        let mut qemu = super::ends_with_us("qemu-system-aarch64");
         qemu.args(["-M", "virt", "-cpu", power.cpu, "-m", &format!("{}M", power.memory_mib)]);
         qemu.args(["-smp", &power.cores.to_string(), "-nodefaults", "-display", "none"]);
         if power.counted {

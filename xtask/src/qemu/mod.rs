@@ -136,7 +136,7 @@ impl Receiver {
     /// Puts the cable in.
     fn plug(&mut self) -> Outcome {
         let output = |name: &str| File::options().create(true).append(true).open(self.folder.join(name));
-        let mut watch = Command::new(&self.host);
+        let mut watch = ends_with_us(&self.host);
         watch.args(["watch", "--json", "--serial"]).arg(&self.line).arg("--state").arg(self.folder.join("taken.json"));
         self.watch = Some(watch.stdout(output("reports.jsonl")?).stderr(output("watch.log")?).spawn()?);
         Ok(())
@@ -197,6 +197,13 @@ impl Drop for Receiver {
             let _ = watch.wait();
         }
     }
+}
+
+/// A program that is not left behind when this one is killed: it would hold the serial line of the next.
+fn ends_with_us(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }
 
 /// The text of one field of a JSON object, as it stands there but for spaces between its words.
