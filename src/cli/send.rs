@@ -114,12 +114,10 @@ fn send_path(way: &Way<'_>, path: &Path, as_json: bool) -> Result<(), Failure> {
     for NotSent { path, why } in &others {
         eprintln!("scanside: {}: left out: {why}", path.display());
     }
-    if files.is_empty() && path.join("scanside-update").is_dir() {
-        let text = format!("{}: no DICOM file in it, but an update, which `scanside update` takes", path.display());
-        return Err(Failure::Impossible(text));
-    }
     if files.is_empty() {
-        return Err(Failure::Impossible(format!("{}: no DICOM file in it", path.display())));
+        let is_update = path.join("scanside-update").is_dir();
+        let but = if is_update { ", but an update, which `scanside update` takes" } else { "" };
+        return Err(Failure::Impossible(format!("{}: no DICOM file in it{but}", path.display())));
     }
     let bar = match std::io::stderr().is_terminal() {
         true => ProgressBar::new(files.len() as u64),

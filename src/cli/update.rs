@@ -31,7 +31,7 @@ pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     /// Folder with manifest.toml, manifest.sig and what they sign
-    #[arg(value_name = "FOLDER")]
+    #[arg(value_name = "FOLDER", value_parser = super::values::folder)]
     folder: Option<PathBuf>,
     /// Takes a version that is older than the active one or the same, or that was tried and taken back
     #[arg(long)]
@@ -180,9 +180,6 @@ fn install(arguments: &Arguments) -> Result<(), Failure> {
     let Some(folder) = &arguments.folder else {
         return Err(Failure::usage("the folder of an update is missing: scanside update FOLDER"));
     };
-    if !folder.is_dir() {
-        return Err(Failure::usage(format!("{}: no such folder", folder.display())));
-    }
     let running = Version::parse(env!("CARGO_PKG_VERSION")).expect("our own version");
     let trial = arguments.place.slots()?.install(folder, running, arguments.allow_downgrade).map_err(refused)?;
     if arguments.place.json {

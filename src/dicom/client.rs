@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::Unreleased;
 use super::association::{Association, AssociationError, Event, Limits};
 use super::dimse::{CommandSet, Status, field};
 use super::file::{FileMeta, HEAD_BYTES_MAX, files_below};
-use super::Unreleased;
 use super::negotiation::{AbortReason, AeTitle, Context, VERIFICATION};
 use crate::study::{Rejection, Uid};
 
@@ -292,7 +292,6 @@ fn send_batch(
                 tell(Sent::Stored(path, bytes));
             }
             (Ok(_), None, Some(_)) => {}
-            (Ok(_), None, None) => return,
             (Err(why @ SendError::Association(_)), ..) => {
                 if let Some(broken) = association.take() {
                     broken.abort();
@@ -314,7 +313,7 @@ fn send_batch(
                 failed.push(NotSent { path: path.into(), why });
             }
             (Err(_), None, Some(path)) => unreleased.unwanted(path),
-            (Err(_), None, None) => return,
+            (_, None, None) => return,
         }
     }
 }
